@@ -1,0 +1,222 @@
+"""The protocol between the kernel and what supplies compute.
+
+A backend serves one compute environment. It is told what to run in batches (`Launch`: a run of
+attempts that share all but their index) and reports back through the `BackendContext` it was started
+with; reports of one turn of the event loop are handled, and committed, together.
+
+The rules that every backend keeps:
+
+- An attempt is named by its `AttemptKey`. Launching the same attempt twice runs it once.
+- Every launched attempt is reported `exited` or `lost` exactly once in the end. `started` may be left
+  out when it never ran, and may be overtaken by `exited`. A repeated report changes nothing.
+- `start` is given every attempt that was in flight when the kernel last stopped. Before it returns it
+  has reported each as started, exited, lost or unknown, or has launched it (when it can be sure that
+  it never ran). The kernel places nothing here until `start` has returned.
+- After `close` has returned nothing is reported. Attempts that can outlive the process go on.
+- A method that raises, or that takes longer than the kernel's bound for it, costs this environment
+  only: it turns INVALID with the error as its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import msgspec
+
+from .clock import Clock
+
+API_VERSION = 1
+"""The version of this protocol. A backend states the one it was written for as `api_version`."""
+
+
+class AttemptKey(NamedTuple):
+    """Names one attempt: the job's id, the child's index (0 for a single job), the attempt's number from 1."""
+
+    job_id: str
+    index: int
+    number: int
+
+
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    """What a host can run at once. `memory_mib` None: memory is not counted. `gpus`: device indexes."""
+
+    vcpus_milli: int
+    memory_mib: int | None = None
+    gpus: tuple[int, ...] = ()
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backend can do beyond running attempts.
+
+    `reattach`: attempts outlive the kernel's process and are found again by `start`.
+    `remote`: hosts can outlive the kernel's machine, so a placement is synced to disk before its launch.
+    `commands`: runs `command` and `script` as programs (False: it gives them a meaning of its own).
+    """
+
+    reattach: bool = False
+    remote: bool = False
+    commands: bool = True
+
+
+class AttemptSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What to run, with everything resolved; shared by all attempts of a job.
+
+    `command` has its `Ref::` names replaced. `script`, where given, is the text of a program with its
+    own `#!` line, and `command` its arguments. `environment` holds the user's variables and those
+    AWS_BATCH_* ones that all attempts of the job share. `timeout_ms` counts from the attempt's start
+    (None: no limit). `workdir` None: one folder per job, made by the backend. `scratch`: a folder of
+    its own for each attempt, removed after it.
+    """
+
+    command: tuple[str, ...]
+    script: str | None = None
+    environment: Mapping[str, str] = {}
+    vcpus_milli: int = 1000
+    memory_mib: int = 0
+    gpus: int = 0
+    timeout_ms: int | None = None
+    workdir: str | None = None
+    scratch: bool = False
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """A run of attempts on one host that share all but their index.
+
+    `array_size` is None for a single job (whose only index is 0). `number` is the attempt number of
+    all of them. `gpus` maps an index to the device indexes assigned to it. `known_started` is set only in
+    what `Backend.start` is given: the kernel had recorded that these were running.
+    """
+
+    job_id: str
+    number: int
+    indexes: Sequence[int]
+    host: str
+    spec: AttemptSpec
+    array_size: int | None = None
+    gpus: Mapping[int, tuple[int, ...]] = {}
+    known_started: bool = False
+
+    def keys(self) -> list[AttemptKey]:
+        """The attempts, one by one."""
+        return [AttemptKey(self.job_id, index, self.number) for index in self.indexes]
+
+    def variables(self, index: int) -> dict[str, str]:
+        """The variables of one attempt beyond `spec.environment` (contract 5.5, EV-1)."""
+        own = {"AWS_BATCH_JOB_ATTEMPT": str(self.number)}
+        if self.array_size is None:
+            own["AWS_BATCH_JOB_ID"] = self.job_id
+        else:
+            own["AWS_BATCH_JOB_ID"] = f"{self.job_id}:{index}"
+            own["AWS_BATCH_JOB_ARRAY_INDEX"] = str(index)
+            own["AWS_BATCH_JOB_ARRAY_SIZE"] = str(self.array_size)
+        if self.gpus.get(index):
+            devices = ",".join(map(str, self.gpus[index]))
+            own["CUDA_VISIBLE_DEVICES"] = own["NVIDIA_VISIBLE_DEVICES"] = devices
+        return own
+
+
+class EnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backend is told of the compute environment that it serves."""
+
+    name: str
+    managed: bool
+    min_vcpus_milli: int
+    max_vcpus_milli: int
+    options: Mapping[str, Any]
+
+
+class BackendContext(Protocol):
+    """A backend's way back to the kernel. Its methods may be called only on the kernel's event loop.
+
+    `state_dir` is this environment's folder beside the journal (a temporary one for a journal in
+    memory), `logs_dir` the journal's folder for logs, `runtime_dir` a short private path for sockets.
+    `durable` tells whether a later kernel will come back to this state.
+    """
+
+    kernel_id: str
+    settings: EnvironmentSettings
+    clock: Clock
+    state_dir: Path
+    logs_dir: Path
+    runtime_dir: Path
+    durable: bool
+
+    def host_up(self, host: str, capacity: Capacity, zone: str | None = None) -> None:
+        """A host offers its capacity (again, or changed). Placement on it begins once `start` has returned."""
+
+    def host_down(self, host: str, reason: str) -> None:
+        """A host is gone for good; every attempt on it that has not exited counts as lost."""
+
+    def started(self, job_id: str, number: int, indexes: Sequence[int], at_ms: Sequence[int] | None = None) -> None:
+        """These attempts run. `at_ms`: when each began (epoch milliseconds; None: now)."""
+
+    def exited(
+        self,
+        job_id: str,
+        number: int,
+        indexes: Sequence[int],
+        codes: Sequence[int | None],
+        at_ms: Sequence[int] | None = None,
+        *,
+        reason: str | None = None,
+        status_reason: str | None = None,
+    ) -> None:
+        """These attempts have ended, each with its exit code (128+n for signal n; None: there is none).
+
+        `reason` is the cause as AWS gives it for a container (at most 255 characters), `status_reason`
+        replaces "Essential container in task exited", for example for one that could not start. Both hold
+        for all attempts of the call.
+        """
+
+    def timed_out(self, job_id: str, number: int, indexes: Sequence[int], codes: Sequence[int | None], at_ms: Sequence[int] | None = None) -> None:
+        """These attempts have ended because the backend ended them at their `timeout_ms` (TO-3)."""
+
+    def lost(self, job_id: str, number: int, indexes: Sequence[int], *, reason: str) -> None:
+        """These attempts are gone without an exit code, with their host or with what watched them."""
+
+    def unknown(self, job_id: str, number: int, indexes: Sequence[int]) -> None:
+        """These attempts were not found just now. Never a reason to run them again by itself."""
+
+    def failed(self, reason: str) -> None:
+        """The environment cannot work; it turns INVALID with this reason until it is updated."""
+
+    def when_durable(self, callback: Callable[[], None]) -> None:
+        """Call back, on the loop, once everything reported so far is synced to disk: the backend's acknowledgement."""
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """What a plugin implements. One instance serves one environment, from `start` to `close`.
+
+    `Options` is a msgspec Struct that checks the environment's `options` when it is created or updated;
+    what it does not know is refused (`forbid_unknown_fields=True`).
+    """
+
+    api_version: ClassVar[int]
+    capabilities: ClassVar[Capabilities]
+    Options: ClassVar[type[msgspec.Struct]]
+
+    async def start(self, context: BackendContext, known: Sequence[Launch]) -> None:
+        """Report hosts, and settle every known attempt; then be ready for `launch`.
+
+        Raises:
+            BackendError: it cannot work as configured; the environment turns INVALID with the message.
+        """
+
+    async def launch(self, launches: Sequence[Launch]) -> None:
+        """Run these. Returns once they are handed over; what becomes of each is reported."""
+
+    async def stop(self, attempts: Sequence[AttemptKey], grace_ms: int) -> None:
+        """End these: SIGTERM to the whole tree now, SIGKILL after `grace_ms`. Unknown or ended ones are ignored."""
+
+    def logs(self, attempt: AttemptKey, *, follow: bool) -> AsyncIterator[bytes]:
+        """What the attempt has written so far, in pieces; with `follow`, until it has ended."""
+
+    async def close(self) -> None:
+        """Let go. Attempts that can outlive the process go on (the kernel has stopped those it wants stopped)."""
+
+
+BackendFactory = Callable[[], Backend]
+"""Makes a backend for one environment. A class without required arguments is one."""
