@@ -35,7 +35,7 @@ class AttemptKey(NamedTuple):
     """Names one attempt: the job's id, the child's index (0 for a single job), the attempt's number from 1."""
 
     job_id: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs of a key
     number: int
 
 

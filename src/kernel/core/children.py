@@ -1,0 +1,224 @@
+"""Columns: an array job's children as a few typed arrays. A child is an index, never an object.
+
+A single job has the same columns with one row. The status column is at once the index of what is
+waiting: the next runnable child is found by a byte search from a cursor, a run of them by stripping a
+slice, so that taking or cancelling many children costs what the memory operation costs.
+
+What every child needs from the start is one byte of status and two each for the attempt number and the
+exit code. Times and hosts (20 bytes) come with the first placement, reasons (2 bytes) with the first
+unusual one, history heads (4 bytes) with the first retry. Each further attempt costs 24 bytes.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+from .states import RUNNABLE, STATUSES
+
+NO_CODE: Final = -1
+"""Stands for an absent exit code in the code column."""
+NO_ROW: Final = 0xFFFFFFFF
+DURATION_MAX: Final = 0xFFFFFFFE
+"""Of an earlier attempt, in milliseconds (49 days); longer ones are kept beside the column."""
+REASONS_MAX: Final = 0xFFFF
+"""Distinct reasons kept for one job; later ones are replaced by `REASON_OVERFLOW`."""
+REASON_OVERFLOW: Final = "(this job has more distinct reasons than are kept)"
+
+Reason = tuple[str | None, str | None]
+"""(status reason, the backend's reason)."""
+
+
+class PastAttempt(NamedTuple):
+    """An attempt that has ended and was followed by another; times in epoch ms, 0 where absent."""
+
+    number: int
+    code: int
+    started_ms: int
+    stopped_ms: int
+    host: int
+    reason: Reason
+
+
+class History:
+    """Earlier attempts, appended in the order in which they ended, linked per child from `head`."""
+
+    __slots__ = ("code", "duration", "head", "host", "long", "prev", "reason", "started")
+
+    def __init__(self, size: int) -> None:
+        self.head = array("I", [NO_ROW]) * size
+        self.prev = array("I")
+        self.started = array("q")
+        self.duration = array("I")
+        self.host = array("I")
+        self.code = array("h")
+        self.reason = array("H")
+        self.long: dict[int, int] = {}
+
+    def append(self, index: int, started: int, stopped: int, host: int, code: int, reason: int) -> None:
+        """Add a child's latest earlier attempt. `started` 0: it never ran, and `stopped` is kept instead."""
+        row = len(self.prev)
+        self.prev.append(self.head[index])
+        self.head[index] = row
+        if started:
+            duration = stopped - started
+            if duration > DURATION_MAX:
+                self.long[row] = duration
+                duration = DURATION_MAX
+            self.started.append(started)
+            self.duration.append(duration)
+        else:
+            self.started.append(-stopped)
+            self.duration.append(0)
+        self.host.append(host)
+        self.code.append(code)
+        self.reason.append(reason)
+
+    def rows(self, index: int) -> list[int]:
+        """The rows of one child, oldest first."""
+        found = []
+        row = self.head[index]
+        while row != NO_ROW:
+            found.append(row)
+            row = self.prev[row]
+        found.reverse()
+        return found
+
+
+class Children:
+    """The columns of one job."""
+
+    __slots__ = (
+        "code", "counts", "cursor", "history", "host", "number", "reason", "reasons", "size", "started", "status",
+        "stopped", "_reason_ids",
+    )  # fmt: skip
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.status = bytearray(size)
+        self.number = array("H", bytes(2 * size))
+        self.code = array("h", [NO_CODE]) * size
+        self.counts = [size, *[0] * (len(STATUSES) - 1)]
+        self.cursor = 0
+        """No child below it is RUNNABLE."""
+        self.host: array[int] | None = None
+        self.started: array[int] | None = None
+        self.stopped: array[int] | None = None
+        self.reason: array[int] | None = None
+        self.reasons: list[Reason] = []
+        self._reason_ids: dict[Reason, int] = {}
+        self.reason_id((None, None))
+        self.history: History | None = None
+
+    # -- status ---------------------------------------------------------------------------------
+
+    def move(self, indexes: Sequence[int], source: int, target: int) -> None:
+        """Give these children, all of status `source`, the status `target`."""
+        status, n = self.status, len(indexes)
+        if type(indexes) is range:
+            status[indexes.start : indexes.stop] = bytes((target,)) * n
+        else:
+            for i in indexes:
+                status[i] = target
+        self.counts[source] -= n
+        self.counts[target] += n
+        if target == RUNNABLE and n:
+            lowest = indexes[0] if type(indexes) is range else min(indexes)
+            if lowest < self.cursor:
+                self.cursor = lowest
+
+    def with_status(self, wanted: int) -> Sequence[int]:
+        """The children of one status, ascending; a range where they stand together."""
+        count, status = self.counts[wanted], self.status
+        if count == 0:
+            return range(0)
+        first = status.find(wanted)
+        if status.rfind(wanted) - first == count - 1:
+            return range(first, first + count)
+        found, i = [], first - 1
+        for _ in range(count):
+            i = status.find(wanted, i + 1)
+            found.append(i)
+        return found
+
+    def next_runnable(self, most: int) -> range:
+        """The first run of RUNNABLE children, at most `most` of them; empty when there is none."""
+        start = self.status.find(RUNNABLE, self.cursor)
+        if start < 0:
+            self.cursor = self.size
+            return range(0)
+        self.cursor = start
+        piece = self.status[start : start + most]
+        return range(start, start + len(piece) - len(piece.lstrip(b"\x02")))
+
+    # -- times, hosts, reasons --------------------------------------------------------------------
+
+    def times(self) -> tuple[array[int], array[int]]:
+        """The columns `started` and `stopped`, made when first needed."""
+        if self.started is None or self.stopped is None:
+            self.started = array("q", [0]) * self.size
+            self.stopped = array("q", [0]) * self.size
+        return self.started, self.stopped
+
+    def hosts(self) -> array[int]:
+        """The column of host serials, made when first needed."""
+        if self.host is None:
+            self.host = array("I", [0]) * self.size
+        return self.host
+
+    def reason_id(self, reason: Reason) -> int:
+        """The small number that stands for a reason in this job's column."""
+        known = self._reason_ids.get(reason)
+        if known is None and len(self.reasons) >= REASONS_MAX:
+            reason = (None, REASON_OVERFLOW)
+            known = self._reason_ids.get(reason)
+        if known is None:
+            known = self._reason_ids[reason] = len(self.reasons)
+            self.reasons.append(reason)
+        return known
+
+    def set_reason(self, indexes: Sequence[int], reason: Reason) -> None:
+        """Note why these children are as they are."""
+        ident = self.reason_id(reason)
+        if self.reason is None:
+            if ident == 0:
+                return
+            self.reason = array("H", [0]) * self.size
+        fill(self.reason, indexes, ident)
+
+    def reason_of(self, index: int) -> Reason:
+        """A child's reason as kept; (None, None) where it is the ordinary one."""
+        return self.reasons[self.reason[index]] if self.reason is not None else (None, None)
+
+    # -- attempts ---------------------------------------------------------------------------------
+
+    def archive(self, indexes: Sequence[int]) -> None:
+        """Move the latest attempt of these children to their history: another one is to follow."""
+        if self.history is None:
+            self.history = History(self.size)
+        started, stopped = self.times()
+        hosts, reasons, append = self.hosts(), self.reason, self.history.append
+        for i in indexes:
+            append(i, started[i], stopped[i], hosts[i], self.code[i], reasons[i] if reasons is not None else 0)
+            started[i] = stopped[i] = 0
+            self.code[i] = NO_CODE
+
+    def past(self, index: int) -> Iterator[PastAttempt]:
+        """The earlier attempts of a child, oldest first. The latest one is in the columns themselves."""
+        history = self.history
+        if history is None:
+            return
+        for number, row in enumerate(history.rows(index), 1):
+            started, duration = history.started[row], history.long.get(row, history.duration[row])
+            begin, end = (started, started + duration) if started > 0 else (0, -started)
+            yield PastAttempt(number, history.code[row], begin, end, history.host[row], self.reasons[history.reason[row]])
+
+
+def fill(column: array[int], indexes: Sequence[int], value: int) -> None:
+    """Give these rows of a column one value."""
+    if type(indexes) is range:
+        column[indexes.start : indexes.stop] = array(column.typecode, [value]) * len(indexes)
+    else:
+        for i in indexes:
+            column[i] = value

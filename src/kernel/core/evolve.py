@@ -1,0 +1,406 @@
+"""evolve: apply one fact to the state. The only writer, the same live and at recovery; cannot refuse."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from typing import assert_never
+
+from .children import fill
+from .events import (
+    AnyEvent,
+    AttemptsEnded,
+    AttemptsPlaced,
+    AttemptsStarted,
+    CancelRequested,
+    DefinitionDeregistered,
+    DefinitionRegistered,
+    EnvironmentDeleted,
+    EnvironmentPut,
+    EnvironmentStatusChanged,
+    HostJoined,
+    HostLeft,
+    HostsListed,
+    JobSubmitted,
+    KernelOpened,
+    ParentEnded,
+    ParentHeld,
+    QueueDeleted,
+    QueuePut,
+    StopRequested,
+    WorkFailed,
+    WorkHeld,
+    WorkReleased,
+)
+from .model import DependencyType, ResourceStatus, StopKind
+from .state import (
+    MEMORY_UNCOUNTED,
+    DefinitionRow,
+    EnvironmentRow,
+    HostRow,
+    JobRow,
+    KernelState,
+    NameRow,
+    QueueRow,
+    Stop,
+)
+from .states import FAILED, PENDING, RUNNABLE, RUNNING, STARTING, SUCCEEDED, Kind, Trigger, next_status, STATUSES
+
+TIMER_SLACK = 1024
+"""Outdated entries that the timer heap may hold beyond four times the live ones."""
+
+
+def evolve(state: KernelState, event: AnyEvent, at_ms: int) -> None:
+    """Apply `event`, which happened at `at_ms`."""
+    state.now_ms = at_ms
+    match event:
+        case AttemptsEnded():
+            _attempts_ended(state, event, at_ms)
+        case AttemptsStarted():
+            _attempts_started(state, event, at_ms)
+        case AttemptsPlaced():
+            _attempts_placed(state, event, at_ms)
+        case WorkReleased():
+            job = state.jobs[event.job]
+            _move_waiting(job, event.each(), RUNNABLE, at_ms)
+            _enqueue(state, job)
+        case WorkHeld():
+            _move_waiting(state.jobs[event.job], event.each(), PENDING, at_ms)
+        case WorkFailed():
+            _work_failed(state, event, at_ms)
+        case ParentHeld():
+            job = state.jobs[event.job]
+            job.parent = _parent(job, Trigger.HOLD)
+        case ParentEnded():
+            job = state.jobs[event.job]
+            job.parent = _parent(job, Trigger.SUCCEED if event.succeeded else Trigger.FAIL)
+            job.parent_stopped_ms = at_ms
+            _job_ended(state, job, event.succeeded)
+        case JobSubmitted():
+            _job_submitted(state, event, at_ms)
+        case CancelRequested():
+            _cancel_requested(state, event)
+        case StopRequested():
+            stopping = state.jobs[event.job].stopping
+            for i in event.each():
+                stopping.setdefault(i, Stop(StopKind(event.kind), event.reason))
+        case DefinitionRegistered(name=name, revision=revision, body=body):
+            state.definitions.setdefault(name, {})[revision] = DefinitionRow(name, revision, body, at_ms)
+        case DefinitionDeregistered(name=name, revision=revision):
+            state.definitions[name][revision].active = False
+        case QueuePut(name=name, body=queue_body):
+            if name in state.queues:
+                state.queues[name].body = queue_body
+            else:
+                state.queues[name] = QueueRow(name, queue_body, at_ms)
+        case QueueDeleted(name=name, finished=finished):
+            if finished:
+                del state.queues[name]
+            else:
+                state.queues[name].status = ResourceStatus.DELETING
+        case EnvironmentPut() | EnvironmentDeleted() | EnvironmentStatusChanged() | HostsListed():
+            _environment_changed(state, event, at_ms)
+        case HostJoined():
+            _host_joined(state, event)
+        case HostLeft(serial=serial):
+            host = state.hosts[serial]
+            state.unrank_host(host)
+            del state.environments[host.environment].hosts[host.name]
+            del state.hosts[serial]
+        case KernelOpened(epoch=epoch, kernel_id=kernel_id):
+            state.epoch, state.kernel_id = epoch, kernel_id
+            for environment in state.environments.values():
+                environment.listed = False
+        case _:
+            assert_never(event)
+
+
+# -- jobs -------------------------------------------------------------------------------------------
+
+
+def _job_submitted(state: KernelState, event: JobSubmitted, at_ms: int) -> None:
+    job = JobRow(event.serial, event.job_id, event.name, event.queue, event.spec, event.size, at_ms)
+    job.token, job.principal, job.request_id = event.client_token, event.principal, event.request_id
+    job.depends_on = event.depends_on
+    state.next_serial = event.serial + 1
+    state.jobs[job.serial] = job
+    state.ids[job.job_id] = job.serial
+    state.names.setdefault(job.name, NameRow()).unfinished[job.serial] = None
+    if job.token is not None:
+        state.tokens[job.token] = job.serial
+    queue = state.queues.get(job.queue)
+    if queue is not None:
+        queue.unfinished[job.serial] = None
+    state.unfinished += 1
+    link(state, job)
+
+
+def link(state: KernelState, job: JobRow) -> None:
+    """Enter a job where the jobs that it waits for will find it."""
+    n_to_n = []
+    for dependency in job.depends_on:
+        if dependency.type is DependencyType.SEQUENTIAL:
+            job.sequential = True
+            continue
+        other = state.jobs[dependency.job]
+        if dependency.type is DependencyType.N_TO_N:
+            n_to_n.append(other.serial)
+            if not other.ended:
+                other.dependents.append((job.serial, dependency.type))
+        elif dependency.index is not None:
+            if other.children.status[dependency.index] < SUCCEEDED:
+                job.blockers += 1
+                other.child_dependents.setdefault(dependency.index, []).append(job.serial)
+        elif not other.ended:
+            job.blockers += 1
+            other.dependents.append((job.serial, dependency.type))
+    job.n_to_n = tuple(n_to_n)
+
+
+def _parent(job: JobRow, trigger: Trigger) -> int:
+    return STATUSES.index(next_status(Kind.PARENT, STATUSES[job.parent], trigger))
+
+
+def _move_waiting(job: JobRow, indexes: Sequence[int], target: int, at_ms: int) -> None:
+    if len(indexes):
+        job.children.move(indexes, job.children.status[indexes[0]], target)
+        job.touched_ms = at_ms
+
+
+def _enqueue(state: KernelState, job: JobRow) -> None:
+    queue = state.queues.get(job.queue)
+    if queue is not None:
+        queue.lane(job.shape).add(job.serial)
+
+
+def _work_failed(state: KernelState, event: WorkFailed, at_ms: int) -> None:
+    job, indexes = state.jobs[event.job], event.each()
+    if not len(indexes):
+        return
+    source = job.children.status[indexes[0]]
+    children = job.children
+    children.move(indexes, source, FAILED)
+    _, stopped = children.times()
+    fill(stopped, indexes, at_ms)
+    children.set_reason(indexes, (event.reason, None))
+    job.touched_ms = at_ms
+    _children_ended(state, job, indexes, succeeded=False)
+
+
+def _cancel_requested(state: KernelState, event: CancelRequested) -> None:
+    """Note who asked for what; what waits fails by the events that follow."""
+    job = state.jobs[event.job]
+    if job.size is None or event.index is None:
+        job.cancelled = job.cancelled or not event.terminate
+        job.terminated = job.terminated or event.terminate
+    else:
+        job.flags[event.index] = event.terminate or job.flags.get(event.index, False)
+    if event.terminate:
+        status = job.children.status
+        live = job.live() if event.index is None else [i for i in (event.index,) if status[i] in (STARTING, RUNNING)]
+        for i in live:
+            job.stopping.setdefault(i, Stop(StopKind.TERMINATE, event.reason))
+
+
+def _children_ended(state: KernelState, job: JobRow, indexes: Sequence[int], *, succeeded: bool) -> None:
+    if job.child_dependents:
+        which = indexes if isinstance(indexes, range) else set(indexes)
+        for i, waiting in job.child_dependents.items():
+            if i in which:
+                for serial in waiting:
+                    state.jobs[serial].blockers -= 1
+    if job.size is None:
+        _job_ended(state, job, succeeded)
+
+
+def _job_ended(state: KernelState, job: JobRow, succeeded: bool) -> None:
+    names = state.names[job.name]
+    del names.unfinished[job.serial]
+    names.newest_finished = max(names.newest_finished or 0, job.serial)
+    queue = state.queues.get(job.queue)
+    if queue is not None:
+        del queue.unfinished[job.serial]
+    state.unfinished -= 1
+    for serial, kind in job.dependents:
+        if kind is DependencyType.AFTER_SUCCESS:
+            state.jobs[serial].blockers -= 1
+
+
+# -- attempts ---------------------------------------------------------------------------------------
+
+
+def _attempts_placed(state: KernelState, event: AttemptsPlaced, at_ms: int) -> None:
+    job, indexes = state.jobs[event.job], event.each()
+    children, n = job.children, len(event)
+    children.move(indexes, RUNNABLE, STARTING)
+    fill(children.number, indexes, event.number)
+    fill(children.hosts(), indexes, event.host)
+    host = state.hosts[event.host]
+    if event.gpus is not None:
+        for i, devices in zip(indexes, event.gpus, strict=True):
+            job.gpus[i] = tuple(devices)
+            for device in devices:
+                host.free_gpus.remove(device)
+    _take(state, host, job, n)
+    job.touched_ms = at_ms
+
+
+def _attempts_started(state: KernelState, event: AttemptsStarted, at_ms: int) -> None:
+    job, indexes, ages = state.jobs[event.job], event.each(), event.ages
+    children = job.children
+    children.move(indexes, STARTING, RUNNING)
+    started, _ = children.times()
+    if isinstance(ages, int):
+        fill(started, indexes, at_ms - ages)
+    else:
+        for i, age in zip(indexes, ages, strict=True):
+            started[i] = at_ms - age
+    if job.spec.timeout_ms is not None:
+        arm_timeouts(state, job, indexes, event.number)
+    job.touched_ms = at_ms
+
+
+def arm_timeouts(state: KernelState, job: JobRow, indexes: Sequence[int], number: int) -> None:
+    """Enter the deadlines of these running attempts, those that fall together as one."""
+    assert job.spec.timeout_ms is not None  # noqa: S101 - callers have looked
+    started, timers = job.children.times()[0], state.timers
+    together: dict[int, list[int]] = {}
+    for i in indexes:
+        together.setdefault(started[i] + job.spec.timeout_ms, []).append(i)
+    for deadline, due in together.items():
+        heapq.heappush(timers, (deadline, job.serial, number, tuple(due)))
+    if len(timers) > TIMER_SLACK and len(timers) > 4 * sum(len(h.load) for h in state.hosts.values()):
+        state.timers = [t for t in timers if is_armed(state, t)]
+        heapq.heapify(state.timers)
+
+
+def is_armed(state: KernelState, timer: tuple[int, int, int, tuple[int, ...]]) -> bool:
+    """Whether a timer still concerns somebody."""
+    _, serial, number, indexes = timer
+    job = state.jobs.get(serial)
+    if job is None:
+        return False
+    children = job.children
+    return any(children.number[i] == number and children.status[i] in (STARTING, RUNNING) for i in indexes)
+
+
+def _attempts_ended(state: KernelState, event: AttemptsEnded, at_ms: int) -> None:
+    job, indexes, target = state.jobs[event.job], event.each(), event.status
+    children, codes, ages, n = job.children, event.codes, event.ages, len(event)
+    _free(state, job, indexes, n)
+    children.move(indexes, children.status[indexes[0]], target)
+    _, stopped = children.times()
+    if isinstance(ages, int):
+        fill(stopped, indexes, at_ms - ages)
+    else:
+        for i, age in zip(indexes, ages, strict=True):
+            stopped[i] = at_ms - age
+    if not isinstance(codes, int):
+        for i, code in zip(indexes, codes, strict=True):
+            children.code[i] = code
+    else:
+        fill(children.code, indexes, codes)
+    if event.status_reason is not None or event.reason is not None or children.reason is not None:
+        children.set_reason(indexes, (event.status_reason, event.reason))
+    if job.stopping:
+        for i in indexes:
+            job.stopping.pop(i, None)
+    job.touched_ms = at_ms
+    if target == RUNNABLE:
+        _retry(state, job, indexes, counts=event.counts)
+    else:
+        _children_ended(state, job, indexes, succeeded=target == SUCCEEDED)
+
+
+def _retry(state: KernelState, job: JobRow, indexes: Sequence[int], *, counts: bool) -> None:
+    job.children.archive(indexes)
+    if not counts:
+        for i in indexes:
+            job.uncounted[i] = job.uncounted.get(i, 0) + 1
+    queue = state.queues.get(job.queue)
+    if queue is not None:
+        lane = queue.lane(job.shape)
+        for i in indexes:
+            state.turn += 1
+            lane.front.append((state.turn, job.serial, i, job.children.number[i]))
+        lane.add(job.serial)
+
+
+def _take(state: KernelState, host: HostRow, job: JobRow, n: int) -> None:
+    vcpus, memory, _ = job.shape
+    host.load[job.serial] = host.load.get(job.serial, 0) + n
+    host.free_memory_mib -= n * memory
+    state.rank_host(host, host.free_vcpus_milli - n * vcpus)
+
+
+def _free(state: KernelState, job: JobRow, indexes: Sequence[int], n: int) -> None:
+    hosts, vcpus, memory = job.children.hosts(), job.shape.vcpus_milli, job.shape.memory_mib
+    first = hosts[indexes[0]]
+    per_host = {first: n}
+    if len(state.hosts) > 1 and any(hosts[i] != first for i in indexes):
+        per_host = {}
+        for i in indexes:
+            per_host[hosts[i]] = per_host.get(hosts[i], 0) + 1
+    for serial, count in per_host.items():
+        host = state.hosts.get(serial)
+        if host is None:
+            continue
+        left = host.load[job.serial] - count
+        if left:
+            host.load[job.serial] = left
+        else:
+            del host.load[job.serial]
+        host.free_memory_mib += count * memory
+        state.rank_host(host, host.free_vcpus_milli + count * vcpus)
+    if job.gpus:
+        for i in indexes:
+            host = state.hosts.get(hosts[i])
+            devices = job.gpus.pop(i, ())
+            if host is not None:
+                host.free_gpus = sorted({*host.free_gpus, *devices} & set(host.gpus))
+
+
+# -- environments and hosts -------------------------------------------------------------------------
+
+
+def _environment_changed(
+    state: KernelState,
+    event: EnvironmentPut | EnvironmentDeleted | EnvironmentStatusChanged | HostsListed,
+    at_ms: int,
+) -> None:
+    match event:
+        case EnvironmentPut(name=name, body=body):
+            row = state.environments.get(name)
+            if row is None:
+                state.environments[name] = EnvironmentRow(name, body, at_ms)
+            else:
+                row.body = body
+        case EnvironmentDeleted(name=name):
+            for serial in state.environments[name].hosts.values():
+                del state.hosts[serial]
+            del state.environments[name]
+        case EnvironmentStatusChanged(name=name, status=status, reason=reason):
+            state.environments[name].status = status
+            state.environments[name].status_reason = reason
+        case HostsListed(environment=name):
+            state.environments[name].listed = True
+
+
+def _host_joined(state: KernelState, event: HostJoined) -> None:
+    host = state.hosts.get(event.serial)
+    if host is None:
+        host = state.hosts[event.serial] = HostRow(event.serial, event.environment, event.name)
+        state.environments[event.environment].hosts[event.name] = event.serial
+        state.next_host = max(state.next_host, event.serial + 1)
+    memory = MEMORY_UNCOUNTED if event.memory_mib is None else event.memory_mib
+    used_memory = (MEMORY_UNCOUNTED if host.memory_mib is None else host.memory_mib) - host.free_memory_mib
+    if host.vcpus_milli == 0 and not host.load:
+        used_memory = 0
+    used_vcpus = host.vcpus_milli - host.free_vcpus_milli
+    used_gpus = set(host.gpus) - set(host.free_gpus)
+    host.vcpus_milli, host.memory_mib, host.gpus, host.zone = event.vcpus_milli, event.memory_mib, event.gpus, event.zone
+    host.free_memory_mib = memory - used_memory
+    host.free_gpus = sorted(set(event.gpus) - used_gpus)
+    state.rank_host(host, event.vcpus_milli - used_vcpus)
+
+

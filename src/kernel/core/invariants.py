@@ -1,0 +1,121 @@
+"""What must hold of every state. Used by tests, the simulator and debugging; looks at everything."""
+
+from __future__ import annotations
+
+from .model import DependencyType
+from .snapshot import decode, encode
+from .state import MEMORY_UNCOUNTED, JobRow, KernelState
+from .states import FAILED, PENDING, RUNNABLE, RUNNING, STARTING, STATUSES, SUBMITTED, SUCCEEDED
+
+
+class InvariantBroken(AssertionError):
+    """A rule does not hold; the message names the rule and the row."""
+
+
+def check_invariants(state: KernelState) -> None:
+    """Check every rule.
+
+    Raises:
+        InvariantBroken: one does not hold.
+    """
+    for job in state.jobs.values():
+        _check_counts(job)
+        _check_parent(job)
+        _check_waiting(state, job)
+    _check_hosts(state)
+    _check_names(state)
+    _check_snapshot(state)
+
+
+def _require(truth: bool, rule: str, *about: object) -> None:  # noqa: FBT001
+    if not truth:
+        raise InvariantBroken(f"{rule}: {about}")
+
+
+def _check_counts(job: JobRow) -> None:
+    children = job.children
+    found = [children.status.count(byte) for byte in range(len(STATUSES))]
+    _require(found == children.counts, "the status summary counts the status column", job.serial, found, children.counts)
+    _require(sum(children.counts) == children.size, "the status summary sums to the size", job.serial)
+    runnable = children.status.find(RUNNABLE)
+    _require(runnable < 0 or children.cursor <= runnable, "no child below the cursor is runnable", job.serial)
+    for i in range(children.size):
+        status = children.status[i]
+        live = status in (STARTING, RUNNING)
+        _require(i not in job.stopping or live, "only live attempts are being stopped", job.serial, i)
+        _require(not live or children.number[i] > 0, "a live child has an attempt", job.serial, i)
+        _require(status != SUCCEEDED or children.code[i] == 0, "what SUCCEEDED has exit code 0", job.serial, i)
+        counted = children.number[i] - job.uncounted.get(i, 0)
+        _require(counted <= job.spec.retry.attempts, "no more tries than the retry strategy gives", job.serial, i)
+
+
+def _check_parent(job: JobRow) -> None:
+    if job.size is None:
+        return
+    ended = job.children.counts[SUCCEEDED] + job.children.counts[FAILED] == job.size
+    _require(job.parent in (PENDING, SUCCEEDED, FAILED), "a parent is PENDING or has ended (AR-2)", job.serial, job.parent)
+    _require(job.ended == ended, "a parent ends with its last child (AR-4, AR-5)", job.serial)
+    if ended:
+        all_fine = not job.children.counts[FAILED]
+        _require((job.parent == SUCCEEDED) == all_fine, "a parent SUCCEEDED if all children did", job.serial)
+
+
+def _check_waiting(state: KernelState, job: JobRow) -> None:
+    """A PENDING child waits for something; a RUNNABLE one for nothing, and it is in its lane."""
+    blockers = failed = 0
+    for dependency in job.depends_on:
+        if dependency.type is DependencyType.AFTER_SUCCESS:
+            other = state.jobs[dependency.job]
+            done = other.ended if dependency.index is None else other.children.status[dependency.index] >= SUCCEEDED
+            blockers += not done
+            last = other.status if dependency.index is None else STATUSES[other.children.status[dependency.index]]
+            failed += last == STATUSES[FAILED]
+    _require(job.blockers == blockers, "blockers count the unfinished jobs waited for", job.serial, job.blockers, blockers)
+    for i in range(job.children.size):
+        status = job.children.status[i]
+        _require(status != SUBMITTED, "nothing stays SUBMITTED after a step", job.serial, i)
+        others = [state.jobs[serial].children.status[i] for serial in job.n_to_n]
+        if job.sequential and i:
+            others.append(job.children.status[i - 1])
+        free = not blockers and not failed and all(s == SUCCEEDED for s in others)
+        if status == PENDING:
+            _require(not free, "a PENDING child waits for something", job.serial, i)
+            _require(not failed and FAILED not in others, "what depends on a FAILED job is FAILED (DEP-6)", job.serial, i)
+        elif status in (RUNNABLE, STARTING, RUNNING, SUCCEEDED):
+            _require(free, "what may run waits for nothing (ST-3)", job.serial, i)
+    queue = state.queues.get(job.queue)
+    if job.children.counts[RUNNABLE] and queue is not None:
+        lane = queue.lanes.get(job.shape)
+        _require(lane is not None and job.serial in lane.members, "runnable work is in its lane", job.serial)
+
+
+def _check_hosts(state: KernelState) -> None:
+    for host in state.hosts.values():
+        vcpus = memory = 0
+        devices: list[int] = []
+        for serial, count in host.load.items():
+            job = state.jobs[serial]
+            here = [i for i in job.live() if job.children.hosts()[i] == host.serial]
+            _require(len(here) == count, "a host's load counts its live attempts", host.name, serial, count, here)
+            vcpus += count * job.shape.vcpus_milli
+            memory += count * job.shape.memory_mib
+            devices += [device for i in here for device in job.gpus.get(i, ())]
+        offered = MEMORY_UNCOUNTED if host.memory_mib is None else host.memory_mib
+        _require(host.free_vcpus_milli == host.vcpus_milli - vcpus, "free vCPUs are what is not taken", host.name)
+        _require(host.free_memory_mib == offered - memory, "free memory is what is not taken", host.name)
+        _require(len(devices) == len(set(devices)), "no GPU is given out twice", host.name, devices)
+        _require(host.free_gpus == sorted(set(host.gpus) - set(devices)), "free GPUs are what is not taken", host.name)
+        ranked = [entry for entry in state.environments[host.environment].by_free if entry[1] == host.serial]
+        _require(ranked == [(host.free_vcpus_milli, host.serial)], "a host is ranked once", host.name, ranked)
+
+
+def _check_names(state: KernelState) -> None:
+    unfinished = [job for job in state.jobs.values() if not job.ended]
+    _require(state.unfinished == len(unfinished), "unfinished jobs are counted", state.unfinished)
+    for job in unfinished:
+        _require(job.serial in state.names[job.name].unfinished, "an unfinished job is found by its name", job.serial)
+
+
+def _check_snapshot(state: KernelState) -> None:
+    data = encode(state)
+    _require(encode(decode(data, state.quotas)) == data, "a snapshot gives back the state")

@@ -1,0 +1,220 @@
+"""What jobs, definitions, queues and environments are: frozen values, checked before they get here.
+
+Units: vCPUs in thousandths (`vcpus_milli`), memory in MiB, times in integer epoch milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+from msgspec import Struct
+
+TEXT_ATTEMPT_ENDED: Final = "Essential container in task exited"
+"""The status reason of an ordinary end, whatever the exit code (contract ST-13)."""
+TEXT_TIMED_OUT: Final = "Job attempt duration exceeded timeout"
+TEXT_DEPENDENCY_FAILED: Final = "Dependent Job failed"
+TEXT_CHILD_FAILED: Final = "Array Child Job failed"
+TEXT_QUEUE_DELETED: Final = "Job queue was deleted"
+TEXT_NOT_STARTED: Final = "Task failed to start"
+
+
+def host_lost_text(host: str) -> str:
+    """The status reason of an attempt that went with its host; recipes match it as `Host EC2*` (EX-10)."""
+    return f"Host EC2 (instance {host}) terminated."
+
+
+class Quotas(Struct, frozen=True, kw_only=True):
+    """The kernel's limits, with AWS's figures as defaults (contract section 8). Raise them as you need."""
+
+    array_size_max: int = 10_000
+    dependencies_max: int = 20
+    attempts_max: int = 10
+    evaluate_on_exit_max: int = 5
+    job_queues_max: int = 50
+    compute_environments_max: int = 50
+    environments_per_queue_max: int = 3
+    unfinished_jobs_max: int = 1_000_000
+    tags_max: int = 50
+    reason_chars_max: int = 1024
+    definition_bytes_max: int = 24 * 1024
+    submit_bytes_max: int = 30 * 1024
+    script_bytes_max: int = 256 * 1024
+
+
+class Action(StrEnum):
+    """What an evaluateOnExit entry decides."""
+
+    RETRY = "retry"
+    EXIT = "exit"
+
+
+class EvaluateOnExit(Struct, frozen=True):
+    """One entry: if all given patterns match, `action` is what happens (contract EX-2..EX-8).
+
+    A pattern is exact, or a prefix with a trailing `*`; it is compared case-sensitively with the
+    attempt's status reason, its reason, or the decimal text of its exit code. A lone `*` also matches
+    a value that is absent.
+    """
+
+    action: Action
+    on_status_reason: str | None = None
+    on_reason: str | None = None
+    on_exit_code: str | None = None
+
+
+class RetryStrategy(Struct, frozen=True):
+    """How often a job is tried in all (1 to 10), and which failures end it at once (contract RT-1, EX-3, EX-4)."""
+
+    attempts: int = 1
+    evaluate_on_exit: tuple[EvaluateOnExit, ...] = ()
+
+
+class DependencyType(StrEnum):
+    """How a job waits for another (contract DEP-2)."""
+
+    AFTER_SUCCESS = "AFTER_SUCCESS"
+    """Until that whole job has SUCCEEDED: AWS's entry without a type."""
+    N_TO_N = "N_TO_N"
+    SEQUENTIAL = "SEQUENTIAL"
+
+
+class Dependency(Struct, frozen=True):
+    """An entry of `depends_on`, resolved: `job` is the serial of the job waited for (-1 for SEQUENTIAL).
+
+    `index` names one child of that job (DEP-14), else None for the whole.
+    """
+
+    type: DependencyType
+    job: int = -1
+    index: int | None = None
+
+
+class Shape(NamedTuple):
+    """What an attempt needs of a host."""
+
+    vcpus_milli: int
+    memory_mib: int
+    gpus: int
+
+
+class JobSpec(Struct, frozen=True, kw_only=True):
+    """What a job runs, with everything resolved at submit; shared by all its children and attempts."""
+
+    command: tuple[str, ...] = ()
+    script: str | None = None
+    environment: Mapping[str, str] = {}
+    parameters: Mapping[str, str] = {}
+    vcpus_milli: int = 1000
+    memory_mib: int = 0
+    gpus: int = 0
+    retry: RetryStrategy = RetryStrategy()
+    timeout_ms: int | None = None
+    workdir: str | None = None
+    scratch: bool = False
+    tags: Mapping[str, str] = {}
+    scheduling_priority: int = 0
+    definition: str | None = None
+
+    @property
+    def shape(self) -> Shape:
+        """What each attempt needs of a host."""
+        return Shape(self.vcpus_milli, self.memory_mib, self.gpus)
+
+
+class DefinitionBody(Struct, frozen=True, kw_only=True):
+    """What a revision of a job definition holds. Times in milliseconds, vCPUs in thousandths, memory in MiB."""
+
+    command: tuple[str, ...] = ()
+    script: str | None = None
+    environment: Mapping[str, str] = {}
+    parameters: Mapping[str, str] = {}
+    vcpus_milli: int = 1000
+    memory_mib: int = 0
+    gpus: int = 0
+    retry: RetryStrategy = RetryStrategy()
+    timeout_ms: int | None = None
+    workdir: str | None = None
+    scratch: bool = False
+    tags: Mapping[str, str] = {}
+    scheduling_priority: int = 0
+
+
+class Overrides(Struct, frozen=True, kw_only=True):
+    """What a submit changes of its definition; None leaves the definition's value (contract SJ-5, PA-6).
+
+    `environment`, `parameters` and `tags` are merged by name; everything else replaces.
+    """
+
+    command: tuple[str, ...] | None = None
+    script: str | None = None
+    environment: Mapping[str, str] = {}
+    parameters: Mapping[str, str] = {}
+    vcpus_milli: int | None = None
+    memory_mib: int | None = None
+    gpus: int | None = None
+    retry: RetryStrategy | None = None
+    timeout_ms: int | None = None
+    workdir: str | None = None
+    scratch: bool | None = None
+    tags: Mapping[str, str] = {}
+    scheduling_priority: int | None = None
+
+
+class ResourceState(StrEnum):
+    """Whether a queue takes submits, or an environment placements."""
+
+    ENABLED = "ENABLED"
+    DISABLED = "DISABLED"
+
+
+class ResourceStatus(StrEnum):
+    """The health of a queue or an environment, under AWS's names."""
+
+    CREATING = "CREATING"
+    VALID = "VALID"
+    INVALID = "INVALID"
+    DELETING = "DELETING"
+
+
+class EnvironmentBody(Struct, frozen=True, kw_only=True):
+    """What a compute environment is created with."""
+
+    backend: str
+    managed: bool = True
+    min_vcpus_milli: int = 0
+    max_vcpus_milli: int = 0
+    state: ResourceState = ResourceState.ENABLED
+    options: Mapping[str, Any] = {}
+    tags: Mapping[str, str] = {}
+
+
+class QueueBody(Struct, frozen=True, kw_only=True):
+    """What a job queue is created with; environments in the order in which they are tried."""
+
+    priority: int
+    compute_environments: tuple[str, ...]
+    state: ResourceState = ResourceState.ENABLED
+    tags: Mapping[str, str] = {}
+
+
+class StopKind(StrEnum):
+    """Why the kernel ends a running attempt. The first that is recorded decides what becomes of it."""
+
+    TERMINATE = "terminate"
+    TIMEOUT = "timeout"
+    SHUTDOWN = "shutdown"
+    """The kernel is closing: the job is RUNNABLE again, and the attempt does not count as one of its tries."""
+
+
+class ExitKind(StrEnum):
+    """How an attempt came to its end, as far as its backend knows."""
+
+    EXITED = "exited"
+    TIMED_OUT = "timed out"
+    LOST = "lost"
+
+
+DEFAULT_GRACE_MS: Final = 30_000
+"""From SIGTERM to SIGKILL, as on AWS (contract 2.5, TO-3)."""

@@ -1,0 +1,137 @@
+"""Planning: which runnable work goes to which host.
+
+Queues by priority. In a queue, what was retried first, then submission order; children by index. Of a
+queue's environments, the first in its order that has room; of an environment's hosts, the one that
+fits best (the least free vCPUs that are enough). Work of one shape waits in one lane: once the head of
+a lane fits nowhere, nothing behind it in that lane can, so a round costs what it places plus one try per
+lane, whatever the number of waiting jobs.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+
+from .events import AttemptsPlaced, run_fields
+from .model import ResourceState, ResourceStatus, Shape
+from .state import EnvironmentRow, HostRow, JobRow, KernelState, Lane, QueueRow
+from .states import RUNNABLE
+
+
+def placements(state: KernelState, most: int) -> Iterator[AttemptsPlaced]:
+    """One placement at a time, at most `most` attempts in all; each must be applied before the next is asked for."""
+    for queue in state.queues_by_priority():
+        if not queue.lanes:
+            continue
+        environments = [e for e in map(state.environments.get, queue.body.compute_environments) if e and is_open(e)]
+        if not environments:
+            continue
+        blocked: set[Shape] = set()
+        while most > 0 and (lane := _first_lane(state, queue, blocked)) is not None:
+            placed = _place_head(state, lane, environments, most)
+            if placed is None:
+                blocked.add(lane.shape)
+            else:
+                most -= len(placed)
+                yield placed
+
+
+def is_open(environment: EnvironmentRow) -> bool:
+    """Whether an environment takes placements now (CE-6, CE-7)."""
+    return (
+        environment.listed
+        and environment.status is ResourceStatus.VALID
+        and environment.body.state is ResourceState.ENABLED
+    )
+
+
+def _first_lane(state: KernelState, queue: QueueRow, blocked: set[Shape]) -> Lane | None:
+    """The lane whose head comes first; heads that no longer wait are taken off on the way."""
+    best: Lane | None = None
+    best_key = (0, 0)
+    for lane in list(queue.lanes.values()):
+        if lane.shape in blocked:
+            continue
+        key = _head_key(state, lane)
+        if key is None:
+            del queue.lanes[lane.shape]
+        elif best is None or key < best_key:
+            best, best_key = lane, key
+    return best
+
+
+def _head_key(state: KernelState, lane: Lane) -> tuple[int, int] | None:
+    front = lane.front
+    while front:
+        turn, serial, index, number = front[0]
+        if _still_waits(state.jobs[serial], index, number):
+            return (0, turn)
+        front.popleft()
+    while lane.jobs:
+        if state.jobs[lane.jobs[0]].children.counts[RUNNABLE]:
+            return (1, lane.jobs[0])
+        lane.drop()
+    return None
+
+
+def _place_head(state: KernelState, lane: Lane, environments: Sequence[EnvironmentRow], most: int) -> AttemptsPlaced | None:
+    """Place as much of the lane's head as goes to one host, or None if it fits nowhere."""
+    shape = lane.shape
+    host = next((h for e in environments if (h := best_host(state, e, shape)) is not None), None)
+    if host is None:
+        return None
+    room = host.fits(shape, most)
+    if lane.front:
+        job, indexes = _take_front(state, lane, room)
+    else:
+        job = state.jobs[lane.jobs[0]]
+        indexes = _same_number(job, job.children.next_runnable(room))
+    gpus = None
+    if shape.gpus:
+        free = host.free_gpus
+        gpus = [free[n * shape.gpus : (n + 1) * shape.gpus] for n in range(len(indexes))]
+    number = job.children.number[indexes[0]] + 1
+    return AttemptsPlaced(job.serial, *run_fields(indexes), number, host.serial, gpus)
+
+
+def _take_front(state: KernelState, lane: Lane, room: int) -> tuple[JobRow, Sequence[int]]:
+    """The retried children at the head that share job and attempt number, in their order."""
+    front = lane.front
+    _, serial, _, number = front[0]
+    job = state.jobs[serial]
+    chosen: list[int] = []
+    while front and len(chosen) < room:
+        _, other, index, tried = front[0]
+        if other != serial or tried != number:
+            break
+        if _still_waits(job, index, tried):
+            chosen.append(index)
+        front.popleft()
+    return job, chosen
+
+
+def _still_waits(job: JobRow, index: int, number: int) -> bool:
+    """Whether retried work still waits for the attempt after `number`; if not, its entry is out of date."""
+    return job.children.status[index] == RUNNABLE and job.children.number[index] == number
+
+
+def _same_number(job: JobRow, run: range) -> range:
+    """The head of a run whose next attempt has one number."""
+    number = job.children.number
+    first = number[run.start]
+    if not first and job.children.history is None:
+        return run
+    stop = run.start
+    while stop < run.stop and number[stop] == first:
+        stop += 1
+    return range(run.start, stop)
+
+
+def best_host(state: KernelState, environment: EnvironmentRow, shape: Shape) -> HostRow | None:
+    """The host with the least free vCPUs on which one attempt of the shape fits."""
+    by_free = environment.by_free
+    for at in range(bisect_left(by_free, (shape.vcpus_milli, 0)), len(by_free)):
+        host = state.hosts[by_free[at][1]]
+        if host.fits(shape, 1):
+            return host
+    return None

@@ -1,0 +1,74 @@
+"""react: what the outside must do because of one event. Idempotent, and never asked of replayed events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .effects import (
+    WANT_PLAN,
+    CloseEnvironment,
+    Effect,
+    LaunchAttempts,
+    NotifyChildren,
+    NotifyJob,
+    StartEnvironment,
+    StopAttempts,
+)
+from .events import (
+    AnyEvent,
+    AttemptsEnded,
+    AttemptsPlaced,
+    CancelRequested,
+    EnvironmentDeleted,
+    EnvironmentPut,
+    EnvironmentStatusChanged,
+    HostJoined,
+    HostsListed,
+    ParentEnded,
+    QueuePut,
+    StopRequested,
+    WorkFailed,
+    WorkReleased,
+)
+from .state import JobRow, KernelState
+from .states import RUNNABLE
+
+
+def react(state: KernelState, event: AnyEvent) -> Iterator[Effect]:
+    """The effects of `event`, just applied."""
+    match event:
+        case AttemptsPlaced():
+            yield LaunchAttempts(event.job, event.number, event.each(), event.host)
+        case AttemptsEnded():
+            yield WANT_PLAN
+            if event.status != RUNNABLE:
+                yield from _ended(state.jobs[event.job], event)
+        case WorkReleased() | HostJoined() | HostsListed() | QueuePut() | EnvironmentStatusChanged():
+            yield WANT_PLAN
+        case WorkFailed():
+            yield from _ended(state.jobs[event.job], event)
+        case ParentEnded():
+            yield NotifyJob(event.job)
+        case CancelRequested():
+            yield from _stopped(state.jobs[event.job], event)
+        case StopRequested():
+            yield StopAttempts(event.job, [(i, event.number) for i in event.each()])
+        case EnvironmentPut():
+            yield StartEnvironment(event.name)
+            yield WANT_PLAN
+        case EnvironmentDeleted():
+            yield CloseEnvironment(event.name)
+        case _:
+            return
+
+
+def _ended(job: JobRow, event: AttemptsEnded | WorkFailed) -> Iterator[Effect]:
+    yield NotifyJob(event.job) if job.size is None else NotifyChildren(event.job, event.each())
+
+
+def _stopped(job: JobRow, event: CancelRequested) -> Iterator[Effect]:
+    if event.terminate:
+        number = job.children.number
+        live = [i for i in (job.stopping if event.index is None else (event.index,)) if i in job.stopping]
+        if live:
+            yield StopAttempts(event.job, [(i, number[i]) for i in live])

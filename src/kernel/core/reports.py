@@ -1,0 +1,222 @@
+"""Deciding what backends report. Never refused; what no longer concerns a live attempt changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from .children import NO_CODE
+from .events import (
+    AnyEvent,
+    AttemptsEnded,
+    AttemptsStarted,
+    EnvironmentStatusChanged,
+    HostJoined,
+    HostLeft,
+    HostsListed,
+    run_fields,
+)
+from .inputs import AllListed, Ended, EnvironmentFailed, HostDown, HostUp, Started, Unknown
+from .model import (
+    TEXT_ATTEMPT_ENDED,
+    TEXT_TIMED_OUT,
+    ExitKind,
+    ResourceStatus,
+    StopKind,
+    host_lost_text,
+)
+from .retry import wants_retry
+from .state import HostRow, JobRow, KernelState, Stop
+from .states import FAILED, RUNNABLE, RUNNING, STARTING, SUCCEEDED
+
+UNKNOWN_MS_MAX = 60_000
+"""How long an attempt that its backend cannot find may stay so before it counts as lost."""
+REASON_CHARS_MAX = 255
+"""Of a backend's reason (contract section 8)."""
+
+Outcome = tuple[int, str | None, str | None, bool]
+"""(status byte, status reason or None for the ordinary one, reason, whether it counts as a try)."""
+
+
+def decide_started(state: KernelState, report: Started) -> Iterator[AnyEvent]:
+    """Attempts run: STARTING -> RUNNING (ST-6)."""
+    job = state.jobs.get(report.job)
+    if job is None:
+        return
+    status, number, n = job.children.status, job.children.number, report.number
+    if state.unknown:
+        for i in report.indexes:
+            state.unknown.pop((job.serial, i, n), None)
+    if report.at_ms is None:
+        fresh = [i for i in report.indexes if status[i] == STARTING and number[i] == n]
+        ages: list[int] | int = 0
+    else:
+        pairs = [
+            (i, at) for i, at in zip(report.indexes, report.at_ms, strict=True) if status[i] == STARTING and number[i] == n
+        ]
+        fresh = [i for i, _ in pairs]
+        ages = _ages(state, [at for _, at in pairs])
+    if fresh and len(set(fresh)) == len(fresh):
+        yield AttemptsStarted(job.serial, *run_fields(fresh), n, ages)
+    elif fresh:
+        yield AttemptsStarted(job.serial, *run_fields(sorted(set(fresh))), n, 0)
+
+
+def _ages(state: KernelState, at_ms: Sequence[int]) -> int | list[int]:
+    """How long ago each was; one number where all are the same. A time in the future counts as now."""
+    now = state.now_ms
+    ages = [now - at if at < now else 0 for at in at_ms]
+    return ages[0] if ages and ages.count(ages[0]) == len(ages) else ages
+
+
+def decide_ended(state: KernelState, report: Ended) -> Iterator[AnyEvent]:
+    """Attempts have ended: what becomes of each (ST-7, ST-8, RT-4, TO-3, CT-2)."""
+    job = state.jobs.get(report.job)
+    if job is None:
+        return
+    status, number, n = job.children.status, job.children.number, report.number
+    codes = report.codes if report.codes is not None else [0] * len(report.indexes)
+    at_ms = report.at_ms if report.at_ms is not None else [state.now_ms] * len(report.indexes)
+    ended: dict[int, tuple[int, int]] = {}
+    for i, code, at in zip(report.indexes, codes, at_ms, strict=True):
+        if (status[i] == RUNNING or status[i] == STARTING) and number[i] == n and i not in ended:
+            ended[i] = (NO_CODE if code is None else code, at)
+    if not ended:
+        return
+    groups: dict[tuple[bool, Outcome], list[int]] = {}
+    plain = report.kind is ExitKind.EXITED and report.reason is None and report.status_reason is None
+    fine: Outcome = (SUCCEEDED, None, None, True)
+    for i, (code, _) in ended.items():
+        outcome = fine if plain and code == 0 and not job.stopping else _outcome(state, job, i, code, report)
+        groups.setdefault((status[i] == STARTING, outcome), []).append(i)
+    for (starting, (target, status_reason, reason, counts)), indexes in groups.items():
+        ages = _ages(state, [ended[i][1] for i in indexes])
+        if starting and target == SUCCEEDED:
+            # The exit overtook the start: an attempt that exits with 0 has run.
+            yield AttemptsStarted(job.serial, *run_fields(indexes), n, ages)
+        found = [ended[i][0] for i in indexes]
+        same = found[0] if found.count(found[0]) == len(found) else found
+        yield AttemptsEnded(
+            job.serial, *run_fields(indexes), n, target, same, ages, status_reason, reason, counts
+        )  # fmt: skip
+
+
+def _outcome(state: KernelState, job: JobRow, index: int, code: int, report: Ended) -> Outcome:
+    """What becomes of one attempt. The first recorded cause wins (CT-8)."""
+    stop = job.stopping.get(index)
+    reason = report.reason[:REASON_CHARS_MAX] if report.reason else None
+    if stop is None and report.kind is ExitKind.TIMED_OUT:
+        stop = Stop(StopKind.TIMEOUT, None)
+    if stop is not None:
+        return _stopped(stop, reason)
+    status_reason = report.status_reason
+    if report.kind is ExitKind.LOST:
+        status_reason = host_lost_text(_host_name(state, job, index))
+    elif code == 0:
+        return (SUCCEEDED, status_reason, reason, True)
+    if is_stopped_for_good(job, index):
+        return (FAILED, status_reason, reason, True)
+    used = job.children.number[index] - job.uncounted.get(index, 0)
+    exit_code = None if code == NO_CODE else code
+    again = wants_retry(job.spec.retry, used, status_reason or TEXT_ATTEMPT_ENDED, reason, exit_code)
+    return (RUNNABLE if again else FAILED, status_reason, reason, True)
+
+
+def _stopped(stop: Stop, reason: str | None) -> Outcome:
+    match stop.kind:
+        case StopKind.TERMINATE:
+            return (FAILED, stop.reason, reason, True)
+        case StopKind.TIMEOUT:
+            return (FAILED, TEXT_TIMED_OUT, reason, True)
+        case StopKind.SHUTDOWN:
+            return (RUNNABLE, "Kernel closed", reason, False)
+
+
+def is_stopped_for_good(job: JobRow, index: int) -> bool:
+    """Whether the job or this child was cancelled or terminated: nothing of it is tried again (CT-2)."""
+    return job.cancelled or job.terminated or index in job.flags
+
+
+def _host_name(state: KernelState, job: JobRow, index: int) -> str:
+    host = state.hosts.get(job.children.hosts()[index])
+    return host.name if host is not None else "unknown"
+
+
+def note_unknown(state: KernelState, report: Unknown) -> None:
+    """Attempts were not found just now: from `UNKNOWN_MS_MAX` on, without other news, they count as lost.
+
+    Not an event: a reopened kernel asks its backends again.
+    """
+    job = state.jobs.get(report.job)
+    if job is not None:
+        for i in report.indexes:
+            if job.children.number[i] == report.number and job.children.status[i] in (STARTING, RUNNING):
+                state.unknown.setdefault((job.serial, i, report.number), state.now_ms + UNKNOWN_MS_MAX)
+
+
+# -- hosts and environments -------------------------------------------------------------------------
+
+
+def decide_host_up(state: KernelState, report: HostUp) -> Iterator[AnyEvent]:
+    """A host joins, or its capacity changed; nothing if all is as known."""
+    environment = state.environments.get(report.environment)
+    if environment is None:
+        return
+    serial = environment.hosts.get(report.host)
+    known = state.hosts[serial] if serial is not None else None
+    offer = (report.vcpus_milli, report.memory_mib, report.gpus, report.zone)
+    if known is not None and offer == (known.vcpus_milli, known.memory_mib, known.gpus, known.zone):
+        return
+    number = state.next_host if serial is None else serial
+    yield HostJoined(number, report.environment, report.host, *offer)
+
+
+def decide_host_down(state: KernelState, report: HostDown) -> Iterator[AnyEvent]:
+    """A host is gone, and every attempt on it lost (RT-6)."""
+    environment = state.environments.get(report.environment)
+    serial = environment.hosts.get(report.host) if environment is not None else None
+    if serial is not None:
+        yield from _remove_host(state, state.hosts[serial], report.reason)
+
+
+def _remove_host(state: KernelState, host: HostRow, reason: str) -> Iterator[AnyEvent]:
+    for job_serial in list(host.load):
+        job = state.jobs[job_serial]
+        yield from lose(state, job, [i for i in job.live() if job.children.hosts()[i] == host.serial], reason)
+    yield HostLeft(host.serial, reason)
+
+
+def lose(state: KernelState, job: JobRow, indexes: Sequence[int], reason: str) -> Iterator[AnyEvent]:
+    """These live attempts are lost."""
+    by_number: dict[int, list[int]] = {}
+    for i in indexes:
+        by_number.setdefault(job.children.number[i], []).append(i)
+    for number, lost in by_number.items():
+        report = Ended(
+            environment="", job=job.serial, number=number, indexes=lost, kind=ExitKind.LOST,
+            codes=[None] * len(lost), reason=reason,
+        )  # fmt: skip
+        yield from decide_ended(state, report)
+
+
+def decide_all_listed(state: KernelState, report: AllListed) -> Iterator[AnyEvent]:
+    """An environment has told all it holds: hosts that it no longer has are gone, and it takes placements."""
+    environment = state.environments.get(report.environment)
+    if environment is None:
+        return
+    for name, serial in list(environment.hosts.items()):
+        if name not in report.hosts:
+            yield from _remove_host(state, state.hosts[serial], "the host was not there when the kernel opened again")
+    if environment.status is not ResourceStatus.VALID:
+        yield EnvironmentStatusChanged(environment.name, ResourceStatus.VALID, "ComputeEnvironment Healthy")
+    if not environment.listed:
+        yield HostsListed(environment.name)
+
+
+def decide_environment_failed(state: KernelState, report: EnvironmentFailed) -> Iterator[AnyEvent]:
+    """The backend cannot work: the environment is INVALID, the others go on (CE-7)."""
+    environment = state.environments.get(report.environment)
+    if environment is not None and (environment.status, environment.status_reason) != (
+        ResourceStatus.INVALID,
+        report.reason,
+    ):
+        yield EnvironmentStatusChanged(environment.name, ResourceStatus.INVALID, report.reason)

@@ -1,0 +1,296 @@
+"""The state as bytes and back: what bounds recovery, and what two states are compared by.
+
+Kept is what events told; indexes (dependents, lanes, names, timers, free capacity) are made anew by the
+functions that keep them in step. Equal states give equal bytes.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from .children import Children, History
+from .evolve import arm_timeouts, link
+from .model import (
+    DefinitionBody,
+    Dependency,
+    EnvironmentBody,
+    JobSpec,
+    QueueBody,
+    Quotas,
+    ResourceStatus,
+    StopKind,
+)
+from .state import (
+    MEMORY_UNCOUNTED,
+    DefinitionRow,
+    EnvironmentRow,
+    HostRow,
+    JobRow,
+    KernelState,
+    NameRow,
+    QueueRow,
+    Stop,
+)
+from .states import RUNNABLE, RUNNING, STARTING, STATUSES
+
+SNAPSHOT_VERSION = 1
+
+_COLUMNS = (("host", "I"), ("started", "q"), ("stopped", "q"), ("reason", "H"))
+_HISTORY = (("head", "I"), ("prev", "I"), ("started", "q"), ("duration", "I"), ("host", "I"), ("code", "h"), ("reason", "H"))
+
+
+class _Job(Struct, array_like=True):
+    serial: int
+    job_id: str
+    name: str
+    queue: str
+    spec: JobSpec
+    size: int | None
+    created_ms: int
+    touched_ms: int
+    depends_on: tuple[Dependency, ...]
+    token: str | None
+    principal: str | None
+    request_id: str | None
+    parent: int
+    parent_stopped_ms: int
+    cancelled: bool
+    terminated: bool
+    stopping: dict[int, tuple[str, str | None]]
+    gpus: dict[int, tuple[int, ...]]
+    uncounted: dict[int, int]
+    flags: dict[int, bool]
+    status: bytes
+    number: bytes
+    code: bytes
+    columns: list[bytes | None]
+    reasons: list[tuple[str | None, str | None]]
+    history: list[bytes] | None
+    long: dict[int, int]
+
+
+class _Queue(Struct, array_like=True):
+    name: str
+    body: QueueBody
+    created_ms: int
+    status: ResourceStatus
+    front: list[tuple[int, int, int, int]]
+
+
+class _Host(Struct, array_like=True):
+    serial: int
+    environment: str
+    name: str
+    vcpus_milli: int
+    memory_mib: int | None
+    gpus: tuple[int, ...]
+    zone: str | None
+
+
+class _Environment(Struct, array_like=True):
+    name: str
+    body: EnvironmentBody
+    created_ms: int
+    status: ResourceStatus
+    status_reason: str
+    listed: bool
+
+
+class _Definition(Struct, array_like=True):
+    name: str
+    revision: int
+    body: DefinitionBody
+    created_ms: int
+    active: bool
+
+
+class _State(Struct, array_like=True):
+    version: int
+    kernel_id: str
+    epoch: int
+    now_ms: int
+    next_serial: int
+    next_host: int
+    turn: int
+    jobs: list[_Job]
+    definitions: list[_Definition]
+    queues: list[_Queue]
+    environments: list[_Environment]
+    hosts: list[_Host]
+
+
+def encode(state: KernelState) -> bytes:
+    """The state as bytes."""
+    return msgspec.msgpack.encode(
+        _State(
+            SNAPSHOT_VERSION,
+            state.kernel_id,
+            state.epoch,
+            state.now_ms,
+            state.next_serial,
+            state.next_host,
+            state.turn,
+            [_job(state.jobs[serial]) for serial in sorted(state.jobs)],
+            [
+                _Definition(name, revision, row.body, row.created_ms, row.active)
+                for name, revisions in sorted(state.definitions.items())
+                for revision, row in sorted(revisions.items())
+            ],
+            [
+                _Queue(name, row.body, row.created_ms, row.status, _front(state, row))
+                for name, row in sorted(state.queues.items())
+            ],
+            [
+                _Environment(name, row.body, row.created_ms, row.status, row.status_reason, row.listed)
+                for name, row in sorted(state.environments.items())
+            ],
+            [
+                _Host(serial, row.environment, row.name, row.vcpus_milli, row.memory_mib, row.gpus, row.zone)
+                for serial, row in sorted(state.hosts.items())
+            ],
+        ),
+        order="deterministic",
+    )
+
+
+def _front(state: KernelState, queue: QueueRow) -> list[tuple[int, int, int, int]]:
+    return sorted(
+        (turn, serial, index, number)
+        for lane in queue.lanes.values()
+        for turn, serial, index, number in lane.front
+        if state.jobs[serial].children.status[index] == RUNNABLE
+        and state.jobs[serial].children.number[index] == number
+    )
+
+
+def _job(job: JobRow) -> _Job:
+    children, history = job.children, job.children.history
+    columns: list[Any] = [getattr(children, name) for name, _ in _COLUMNS]
+    return _Job(
+        job.serial, job.job_id, job.name, job.queue, job.spec, job.size, job.created_ms, job.touched_ms,
+        job.depends_on, job.token, job.principal, job.request_id, job.parent, job.parent_stopped_ms,
+        job.cancelled, job.terminated,
+        {i: (stop.kind.value, stop.reason) for i, stop in sorted(job.stopping.items())},
+        job.gpus, job.uncounted, job.flags,
+        bytes(children.status), children.number.tobytes(), children.code.tobytes(),
+        [None if column is None else column.tobytes() for column in columns],
+        children.reasons,
+        None if history is None else [getattr(history, name).tobytes() for name, _ in _HISTORY],
+        {} if history is None else history.long,
+    )  # fmt: skip
+
+
+def decode(data: bytes, quotas: Quotas) -> KernelState:
+    """The state that `encode` gave these bytes for.
+
+    Raises:
+        msgspec.MsgspecError: they are no such bytes.
+        ValueError: they are of a newer version.
+    """
+    kept = msgspec.msgpack.decode(data, type=_State)
+    if kept.version > SNAPSHOT_VERSION:
+        raise ValueError(f"the snapshot has version {kept.version}; this anybatch reads up to {SNAPSHOT_VERSION}")
+    state = KernelState(quotas)
+    state.kernel_id, state.epoch, state.now_ms = kept.kernel_id, kept.epoch, kept.now_ms
+    state.next_serial, state.next_host, state.turn = kept.next_serial, kept.next_host, kept.turn
+    for d in kept.definitions:
+        row = DefinitionRow(d.name, d.revision, d.body, d.created_ms)
+        row.active = d.active
+        state.definitions.setdefault(d.name, {})[d.revision] = row
+    for e in kept.environments:
+        environment = state.environments[e.name] = EnvironmentRow(e.name, e.body, e.created_ms)
+        environment.status, environment.status_reason, environment.listed = e.status, e.status_reason, e.listed
+    for q in kept.queues:
+        state.queues[q.name] = QueueRow(q.name, q.body, q.created_ms)
+        state.queues[q.name].status = q.status
+    for h in kept.hosts:
+        host = state.hosts[h.serial] = HostRow(h.serial, h.environment, h.name)
+        host.vcpus_milli, host.memory_mib, host.gpus, host.zone = h.vcpus_milli, h.memory_mib, h.gpus, h.zone
+        state.environments[h.environment].hosts[h.name] = h.serial
+    for j in kept.jobs:
+        state.jobs[j.serial] = _row(j)
+    for job in state.jobs.values():
+        _index(state, job)
+    for host in state.hosts.values():
+        _rank(state, host)
+    for q in kept.queues:
+        for turn, serial, index, number in q.front:
+            state.queues[q.name].lane(state.jobs[serial].shape).front.append((turn, serial, index, number))
+    return state
+
+
+def _row(kept: _Job) -> JobRow:
+    job = JobRow(kept.serial, kept.job_id, kept.name, kept.queue, kept.spec, kept.size, kept.created_ms)
+    for name in (
+        "touched_ms", "depends_on", "token", "principal", "request_id", "parent", "parent_stopped_ms", "cancelled",
+        "terminated", "gpus", "uncounted", "flags",
+    ):  # fmt: skip
+        setattr(job, name, getattr(kept, name))
+    job.stopping = {i: Stop(StopKind(kind), reason) for i, (kind, reason) in kept.stopping.items()}
+    job.children = _children(kept)
+    return job
+
+
+def _children(kept: _Job) -> Children:
+    children = Children(len(kept.status))
+    children.status = bytearray(kept.status)
+    children.number = array("H", kept.number)
+    children.code = array("h", kept.code)
+    children.counts = [children.status.count(byte) for byte in range(len(STATUSES))]
+    for (name, code), data in zip(_COLUMNS, kept.columns, strict=True):
+        setattr(children, name, None if data is None else array(code, data))
+    for reason in kept.reasons:
+        children.reason_id(reason)
+    if kept.history is not None:
+        children.history = History(0)
+        for (name, code), data in zip(_HISTORY, kept.history, strict=True):
+            setattr(children.history, name, array(code, data))
+        children.history.long = kept.long
+    return children
+
+
+def _index(state: KernelState, job: JobRow) -> None:
+    """Enter a job in every index; the jobs that it waits for are there already."""
+    state.ids[job.job_id] = job.serial
+    if job.token is not None:
+        state.tokens[job.token] = job.serial
+    link(state, job)
+    name = state.names.setdefault(job.name, NameRow())
+    queue = state.queues.get(job.queue)
+    if job.ended:
+        name.newest_finished = max(name.newest_finished or 0, job.serial)
+    else:
+        name.unfinished[job.serial] = None
+        state.unfinished += 1
+        if queue is not None:
+            queue.unfinished[job.serial] = None
+    children = job.children
+    if children.counts[RUNNABLE] and queue is not None:
+        queue.lane(job.shape).add(job.serial)
+    if children.counts[RUNNING] and job.spec.timeout_ms is not None:
+        running = children.with_status(RUNNING)
+        for number in sorted({children.number[i] for i in running}):
+            arm_timeouts(state, job, [i for i in running if children.number[i] == number], number)
+    if children.counts[STARTING] or children.counts[RUNNING]:
+        for i in job.live():
+            load = state.hosts[children.hosts()[i]].load
+            load[job.serial] = load.get(job.serial, 0) + 1
+
+
+def _rank(state: KernelState, host: HostRow) -> None:
+    """Work out what is free on a host."""
+    vcpus, memory, taken = 0, 0, set[int]()
+    for serial, count in host.load.items():
+        job = state.jobs[serial]
+        vcpus += count * job.shape.vcpus_milli
+        memory += count * job.shape.memory_mib
+        for i, devices in job.gpus.items():
+            if job.children.hosts()[i] == host.serial:
+                taken.update(devices)
+    host.free_memory_mib = (MEMORY_UNCOUNTED if host.memory_mib is None else host.memory_mib) - memory
+    host.free_gpus = sorted(set(host.gpus) - taken)
+    state.rank_host(host, host.vcpus_milli - vcpus)

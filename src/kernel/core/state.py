@@ -1,0 +1,277 @@
+"""The kernel's state: rows, and the indexes that make a step cost what it changes.
+
+Only `evolve` writes here. What can be derived (who waits for whom, lanes, names, timers, free
+capacity) is kept in step by the same functions live and at recovery.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left, insort
+from collections import deque
+from typing import Final, NamedTuple
+
+from .children import Children
+from .model import (
+    DefinitionBody,
+    Dependency,
+    DependencyType,
+    EnvironmentBody,
+    JobSpec,
+    QueueBody,
+    Quotas,
+    ResourceStatus,
+    Shape,
+    StopKind,
+)
+from .states import RUNNING, STARTING, STATUSES, SUBMITTED, SUCCEEDED, JobStatus
+
+MEMORY_UNCOUNTED: Final = 1 << 50
+"""MiB offered by a host whose memory is not counted."""
+
+
+class Stop(NamedTuple):
+    """Why a running attempt is being ended, and the caller's reason where there is one."""
+
+    kind: StopKind
+    reason: str | None
+
+
+class JobRow:
+    """One job: what was submitted, its columns, and who waits for it."""
+
+    __slots__ = (
+        "blockers", "cancelled", "child_dependents", "children", "created_ms", "depends_on", "dependents", "gpus",
+        "job_id", "name", "n_to_n", "parent", "parent_stopped_ms", "principal", "queue", "request_id",
+        "sequential", "serial", "shape", "size", "spec", "stopping", "terminated", "token", "touched_ms", "uncounted",
+        "flags",
+    )  # fmt: skip
+
+    def __init__(self, serial: int, job_id: str, name: str, queue: str, spec: JobSpec, size: int | None, created_ms: int) -> None:
+        self.serial = serial
+        self.job_id = job_id
+        self.name = name
+        self.queue = queue
+        self.spec = spec
+        self.shape: Shape = spec.shape
+        self.size = size
+        self.created_ms = created_ms
+        self.touched_ms = created_ms
+        """When a child last changed its status."""
+        self.depends_on: tuple[Dependency, ...] = ()
+        self.token: str | None = None
+        self.principal: str | None = None
+        self.request_id: str | None = None
+        self.children = Children(1 if size is None else size)
+        self.parent = SUBMITTED
+        """An array parent's status byte; meaningless for a single job."""
+        self.parent_stopped_ms = 0
+        self.cancelled = False
+        self.terminated = False
+        self.blockers = 0
+        """How many whole jobs, or single children of others, it still waits for."""
+        self.n_to_n: tuple[int, ...] = ()
+        self.sequential = False
+        self.dependents: list[tuple[int, DependencyType]] = []
+        self.child_dependents: dict[int, list[int]] = {}
+        self.stopping: dict[int, Stop] = {}
+        self.gpus: dict[int, tuple[int, ...]] = {}
+        self.uncounted: dict[int, int] = {}
+        """Attempts per child that are not held against its retry strategy."""
+        self.flags: dict[int, bool] = {}
+        """Children cancelled (False) or terminated (True) one by one."""
+
+    @property
+    def status(self) -> JobStatus:
+        """Of the job as a whole."""
+        return STATUSES[self.children.status[0] if self.size is None else self.parent]
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job as a whole is SUCCEEDED or FAILED."""
+        return (self.children.status[0] if self.size is None else self.parent) >= SUCCEEDED
+
+    def live(self) -> list[int]:
+        """The children that are STARTING or RUNNING, ascending."""
+        children = self.children
+        if not children.counts[STARTING]:
+            return list(children.with_status(RUNNING))
+        if not children.counts[RUNNING]:
+            return list(children.with_status(STARTING))
+        return sorted([*children.with_status(STARTING), *children.with_status(RUNNING)])
+
+    def is_ready(self, index: int) -> bool:
+        """Whether this child waits for no other child any more; whole-job blockers are not looked at."""
+        return not self.sequential or index == 0 or self.children.status[index - 1] == SUCCEEDED
+
+
+class Lane:
+    """A queue's runnable work of one shape: what was retried first, then jobs in submission order."""
+
+    __slots__ = ("front", "jobs", "members", "shape")
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.front: deque[tuple[int, int, int, int]] = deque()
+        """(turn, job, index, attempt number so far): retried work, in the order in which it came back."""
+        self.jobs: list[int] = []
+        """A heap of serials; one whose job has no RUNNABLE child left is dropped when it comes up."""
+        self.members: set[int] = set()
+
+    def add(self, serial: int) -> None:
+        """The job has runnable children."""
+        if serial not in self.members:
+            self.members.add(serial)
+            heapq.heappush(self.jobs, serial)
+
+    def drop(self) -> None:
+        """Take the first job off."""
+        self.members.discard(heapq.heappop(self.jobs))
+
+
+class QueueRow:
+    """A job queue."""
+
+    __slots__ = ("body", "created_ms", "lanes", "name", "status", "unfinished")
+
+    def __init__(self, name: str, body: QueueBody, created_ms: int) -> None:
+        self.name = name
+        self.body = body
+        self.created_ms = created_ms
+        self.status = ResourceStatus.VALID
+        self.lanes: dict[Shape, Lane] = {}
+        self.unfinished: dict[int, None] = {}
+
+    def lane(self, shape: Shape) -> Lane:
+        """The lane of a shape, made when first needed."""
+        lane = self.lanes.get(shape)
+        if lane is None:
+            lane = self.lanes[shape] = Lane(shape)
+        return lane
+
+
+class HostRow:
+    """A host, with what is free on it."""
+
+    __slots__ = (
+        "environment", "free_gpus", "free_memory_mib", "free_vcpus_milli", "gpus", "load", "memory_mib", "name",
+        "serial", "vcpus_milli", "zone",
+    )  # fmt: skip
+
+    def __init__(self, serial: int, environment: str, name: str) -> None:
+        self.serial = serial
+        self.environment = environment
+        self.name = name
+        self.vcpus_milli = 0
+        self.memory_mib: int | None = None
+        self.gpus: tuple[int, ...] = ()
+        self.zone: str | None = None
+        self.free_vcpus_milli = 0
+        self.free_memory_mib = 0
+        self.free_gpus: list[int] = []
+        self.load: dict[int, int] = {}
+        """Live attempts on it, per job."""
+
+    def fits(self, shape: Shape, most: int) -> int:
+        """How many attempts of a shape it can take now, at most `most`."""
+        n = most
+        if shape.vcpus_milli:
+            n = min(n, self.free_vcpus_milli // shape.vcpus_milli)
+        if shape.memory_mib:
+            n = min(n, self.free_memory_mib // shape.memory_mib)
+        if shape.gpus:
+            n = min(n, len(self.free_gpus) // shape.gpus)
+        return max(n, 0)
+
+
+class EnvironmentRow:
+    """A compute environment and its hosts."""
+
+    __slots__ = ("body", "by_free", "created_ms", "hosts", "listed", "name", "status", "status_reason")
+
+    def __init__(self, name: str, body: EnvironmentBody, created_ms: int) -> None:
+        self.name = name
+        self.body = body
+        self.created_ms = created_ms
+        self.status = ResourceStatus.CREATING
+        self.status_reason = ""
+        self.listed = False
+        """Whether its hosts have told what they hold since the kernel opened."""
+        self.hosts: dict[str, int] = {}
+        self.by_free: list[tuple[int, int]] = []
+        """(free vCPUs, host serial), ascending: where best fit looks."""
+
+
+class DefinitionRow:
+    """One revision of a job definition."""
+
+    __slots__ = ("active", "body", "created_ms", "name", "revision")
+
+    def __init__(self, name: str, revision: int, body: DefinitionBody, created_ms: int) -> None:
+        self.name = name
+        self.revision = revision
+        self.body = body
+        self.created_ms = created_ms
+        self.active = True
+
+
+class NameRow:
+    """The jobs of one name."""
+
+    __slots__ = ("newest_finished", "unfinished")
+
+    def __init__(self) -> None:
+        self.unfinished: dict[int, None] = {}
+        self.newest_finished: int | None = None
+
+
+class KernelState:
+    """Everything that the kernel knows."""
+
+    __slots__ = (
+        "definitions", "environments", "epoch", "hosts", "ids", "jobs", "kernel_id", "names", "next_host",
+        "next_serial", "now_ms", "queues", "quotas", "timers", "tokens", "turn", "unfinished", "unknown",
+    )  # fmt: skip
+
+    def __init__(self, quotas: Quotas = Quotas()) -> None:  # noqa: B008 - frozen
+        self.quotas = quotas
+        self.kernel_id = ""
+        self.epoch = 0
+        self.now_ms = 0
+        self.next_serial = 1
+        self.next_host = 1
+        self.turn = 0
+        """Counts retried work, to keep its order across lanes."""
+        self.unfinished = 0
+        self.jobs: dict[int, JobRow] = {}
+        self.ids: dict[str, int] = {}
+        self.names: dict[str, NameRow] = {}
+        self.tokens: dict[str, int] = {}
+        self.definitions: dict[str, dict[int, DefinitionRow]] = {}
+        self.queues: dict[str, QueueRow] = {}
+        self.environments: dict[str, EnvironmentRow] = {}
+        self.hosts: dict[int, HostRow] = {}
+        self.timers: list[tuple[int, int, int, tuple[int, ...]]] = []
+        """A heap of (deadline, job, attempt number, children): derived, and entries may be out of date."""
+        self.unknown: dict[tuple[int, int, int], int] = {}
+        """(job, index, attempt number) that their backend could not find, with the time at which they count as lost."""
+
+    def queues_by_priority(self) -> list[QueueRow]:
+        """Highest priority first; by name among equals."""
+        return sorted(self.queues.values(), key=lambda q: (-q.body.priority, q.name))
+
+    def rank_host(self, host: HostRow, free_vcpus_milli: int) -> None:
+        """Give a host another place in its environment's order by free vCPUs."""
+        by_free = self.environments[host.environment].by_free
+        self.unrank_host(host)
+        host.free_vcpus_milli = free_vcpus_milli
+        insort(by_free, (free_vcpus_milli, host.serial))
+
+    def unrank_host(self, host: HostRow) -> None:
+        """Take a host out of its environment's order."""
+        by_free = self.environments[host.environment].by_free
+        at = bisect_left(by_free, (host.free_vcpus_milli, host.serial))
+        if at < len(by_free) and by_free[at] == (host.free_vcpus_milli, host.serial):
+            del by_free[at]
+
+

@@ -1,0 +1,159 @@
+"""Deciding a submit: names looked up, dependencies resolved, everything checked; all or nothing (SJ-3, SJ-4)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from .checks import CHILD_ID, check_body, check_job_name, check_tags, merge
+from .errors import Conflict, InvalidValue, NotFound, QuotaExceeded
+from .events import JobSubmitted
+from .inputs import DependencyRequest, SubmitJob
+from .model import DefinitionBody, Dependency, DependencyType, JobSpec, ResourceState, ResourceStatus
+from .state import DefinitionRow, JobRow, KernelState
+
+
+def decide_submit(state: KernelState, request: SubmitJob) -> tuple[list[JobSubmitted], int]:
+    """The event, or none where the client token is known; and the serial of the job."""
+    if request.client_token is not None:
+        if not 1 <= len(request.client_token) <= 64:
+            raise InvalidValue("client_token", request.client_token, "a client token has 1 to 64 characters")
+        known = state.tokens.get(request.client_token)
+        if known is not None:
+            return [], known
+    quotas = state.quotas
+    check_job_name("name", request.name)
+    queue = state.queues.get(request.queue)
+    if queue is None:
+        raise NotFound("job queue", request.queue)
+    if queue.status is not ResourceStatus.VALID:
+        raise Conflict("job queue", request.queue, f"it is {queue.status}; submit to a VALID one", field="queue")
+    if queue.body.state is not ResourceState.ENABLED:
+        why = "it is DISABLED and takes no jobs; update it to ENABLED, or submit to another"
+        raise Conflict("job queue", request.queue, why, field="queue")
+    if state.unfinished >= quotas.unfinished_jobs_max:
+        allowed = f"at most {quotas.unfinished_jobs_max} unfinished jobs (quota unfinished_jobs_max)"
+        raise QuotaExceeded("name", request.name, allowed)
+    spec = _spec(state, request)
+    size = _check_size(request.size, quotas.array_size_max)
+    depends_on = _dependencies(state, request.depends_on, size)
+    event = JobSubmitted(
+        state.next_serial, request.job_id, request.name, request.queue, spec, size, depends_on,
+        request.client_token, request.principal, request.request_id,
+    )  # fmt: skip
+    return [event], state.next_serial
+
+
+def _check_size(size: int | None, most: int) -> int | None:
+    if size is None:
+        return None
+    if size < 2:
+        raise InvalidValue("array_size", size, f"an array has 2 to {most} children; leave it out for a single job")
+    if size > most:
+        raise QuotaExceeded("array_size", size, f"an array has 2 to {most} children (quota array_size_max)")
+    return size
+
+
+def _spec(state: KernelState, request: SubmitJob) -> JobSpec:
+    check_body(request.overrides, state.quotas)
+    if request.definition is None:
+        body, label = DefinitionBody(tags={}), None
+    else:
+        row = find_definition(state, request.definition)
+        body, label = row.body, f"{row.name}:{row.revision}"
+    spec = merge(body, request.overrides, label)
+    if not spec.command and spec.script is None:
+        raise InvalidValue("command", [], "a job has a command or a script, its own or its definition's")
+    check_tags(spec.tags, state.quotas)
+    size = len(msgspec.msgpack.encode(request.overrides)) - len((request.overrides.script or "").encode())
+    if size > state.quotas.submit_bytes_max:
+        allowed = f"a submit has at most {state.quotas.submit_bytes_max} bytes beside its script (quota submit_bytes_max)"
+        raise QuotaExceeded("command", size, allowed)
+    return spec
+
+
+def find_definition(state: KernelState, reference: str) -> DefinitionRow:
+    """The revision that `name` (newest ACTIVE) or `name:revision` stands for (JD-4, JD-6).
+
+    Raises:
+        NotFound: there is none, or it is INACTIVE.
+    """
+    name, _, number = reference.partition(":")
+    revisions = state.definitions.get(name)
+    if revisions is None:
+        raise NotFound("job definition", reference)
+    if number:
+        row = revisions.get(int(number)) if number.isdecimal() else None
+        if row is None:
+            raise NotFound("job definition", reference, f"its revisions are 1 to {len(revisions)}")
+        if not row.active:
+            raise NotFound("job definition", reference, "that revision is INACTIVE")
+        return row
+    for revision in sorted(revisions, reverse=True):
+        if revisions[revision].active:
+            return revisions[revision]
+    raise NotFound("job definition", reference, "all its revisions are INACTIVE")
+
+
+def _dependencies(state: KernelState, asked: tuple[DependencyRequest, ...], size: int | None) -> tuple[Dependency, ...]:
+    most = state.quotas.dependencies_max
+    if len(asked) > most:
+        raise QuotaExceeded("depends_on", len(asked), f"Job cannot have more than {most} dependencies")
+    return tuple(_dependency(state, f"depends_on[{n}]", entry, size) for n, entry in enumerate(asked))
+
+
+def _dependency(state: KernelState, field: str, entry: DependencyRequest, size: int | None) -> Dependency:
+    """One entry, checked (DEP-2, DEP-13, DEP-14)."""
+    if entry.type is DependencyType.SEQUENTIAL:
+        if size is None:
+            raise InvalidValue(field, "SEQUENTIAL", "only an array job can be SEQUENTIAL; give array_size")
+        if entry.job is not None:
+            raise InvalidValue(field, entry.job, "SEQUENTIAL orders the job's own children and names no other job")
+        return Dependency(DependencyType.SEQUENTIAL)
+    if entry.job is None:
+        raise InvalidValue(field, None, "an entry names a job: an id, a handle, or a job's name")
+    job, index = find_job(state, entry.job, field)
+    if entry.type is DependencyType.N_TO_N:
+        if size is None:
+            raise InvalidValue(field, "N_TO_N", "only an array job can depend N_TO_N; give array_size")
+        if job.size is None or index is not None:
+            raise InvalidValue(field, entry.job, "N_TO_N names an array job")
+        if job.size != size:
+            allowed = f"both arrays have one size; {job.name!r} has {job.size} children and this job {size}"
+            raise InvalidValue(field, entry.job, allowed)
+    return Dependency(entry.type, job.serial, index)
+
+
+def find_job(state: KernelState, reference: str, field: str = "job") -> tuple[JobRow, int | None]:
+    """The job, and the child where a child's id is given, that a reference stands for.
+
+    A reference is a job's id, a child's id `<job>:<index>`, or a job's name: the one unfinished job of
+    that name, else the newest finished one that is still kept.
+
+    Raises:
+        NotFound: it stands for nothing.
+        Conflict: several unfinished jobs have this name; the message lists their ids.
+    """
+    serial = state.ids.get(reference)
+    if serial is not None:
+        return state.jobs[serial], None
+    child = CHILD_ID.fullmatch(reference)
+    if child is not None and child["job"] in state.ids:
+        job = state.jobs[state.ids[child["job"]]]
+        index = int(child["index"])
+        if job.size is None:
+            raise NotFound("child", reference, "that job is not an array")
+        if index >= job.size:
+            raise NotFound("child", reference, f"its indexes are 0 to {job.size - 1}")
+        return job, index
+    named = state.names.get(reference)
+    if named is not None:
+        if len(named.unfinished) > 1:
+            rows = [state.jobs[serial] for serial in named.unfinished]
+            ids = ", ".join(f"{row.job_id} ({row.status})" for row in rows)
+            why = f"{len(rows)} unfinished jobs have this name; give one of the ids {ids}"
+            raise Conflict("job", reference, why, field=field)
+        if named.unfinished:
+            return state.jobs[next(iter(named.unfinished))], None
+        if named.newest_finished is not None:
+            return state.jobs[named.newest_finished], None
+    raise NotFound("job", reference)
