@@ -218,5 +218,10 @@ class Backend(Protocol):
         """Let go. Attempts that can outlive the process go on (the kernel has stopped those it wants stopped)."""
 
 
+def log_path(logs_dir: Path, attempt: AttemptKey) -> Path:
+    """Where a backend on this machine keeps an attempt's log: `<logs_dir>/<job id>/<index>-<number>.log`."""
+    return logs_dir / attempt.job_id / f"{attempt.index}-{attempt.number}.log"
+
+
 BackendFactory = Callable[[], Backend]
 """Makes a backend for one environment. A class without required arguments is one."""

@@ -193,4 +193,6 @@ class Tick(Input, frozen=True, kw_only=True):
 
 
 class StopRunning(Input, frozen=True, kw_only=True):
-    """The kernel is closing and ends what runs; those jobs are RUNNABLE again."""
+    """The kernel is closing and ends what runs in these environments (None: in all); its jobs are RUNNABLE again."""
+
+    environments: tuple[str, ...] | None = None

@@ -163,7 +163,7 @@ def _decide_rest(state: KernelState, item: Input) -> Iterable[AnyEvent]:
             note_unknown(state, item)
             return ()
         case StopRunning():
-            return _decide_stop_running(state)
+            return _decide_stop_running(state, item.environments)
         case OpenKernel():
             return [KernelOpened(state.epoch + 1, state.kernel_id or item.kernel_id)]
         case _:
@@ -224,13 +224,15 @@ def next_timer_ms(state: KernelState) -> int | None:
     return min((when for when in (timeout, unknown) if when is not None), default=None)
 
 
-def _decide_stop_running(state: KernelState) -> Iterator[AnyEvent]:
-    """Every live attempt is to be ended; its job is RUNNABLE again afterwards."""
-    for serial in sorted({serial for host in state.hosts.values() for serial in host.load}):
+def _decide_stop_running(state: KernelState, environments: tuple[str, ...] | None) -> Iterator[AnyEvent]:
+    """Every live attempt there is to be ended; its job is RUNNABLE again afterwards."""
+    hosts = [h for h in state.hosts.values() if environments is None or h.environment in environments]
+    here = {host.serial for host in hosts}
+    for serial in sorted({serial for host in hosts for serial in host.load}):
         job = state.jobs[serial]
         by_number: dict[int, list[int]] = {}
         for i in job.live():
-            if i not in job.stopping:
+            if i not in job.stopping and job.children.hosts()[i] in here:
                 by_number.setdefault(job.children.number[i], []).append(i)
         for number, live in by_number.items():
             yield StopRequested(serial, *run_fields(live), number, StopKind.SHUTDOWN)

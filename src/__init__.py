@@ -1,0 +1,95 @@
+"""anybatch: AWS Batch's model as an asyncio microkernel that you embed.
+
+    async with anybatch.Kernel("batch.db") as kernel:
+        result = await kernel.run(["echo", "hello"])
+
+Everything that is public is named here. Plugins import `anybatch.kernel.backend`; tests of users and of
+plugin authors import `anybatch.testing`.
+"""
+
+from anybatch.backends.inline import InlineAttempt, InlineBackend
+from anybatch.kernel.arguments import SEQUENTIAL, n_to_n
+from anybatch.kernel.core.errors import (
+    AnyBatchError,
+    BackendError,
+    Conflict,
+    EventsTrimmed,
+    InvalidValue,
+    JobFailed,
+    JournalError,
+    JournalLocked,
+    KernelBug,
+    KernelClosed,
+    NotFound,
+    PluginError,
+    QuotaExceeded,
+    RequestError,
+)
+from anybatch.kernel.core.model import (
+    Action,
+    DependencyType,
+    EvaluateOnExit,
+    Quotas,
+    ResourceState,
+    ResourceStatus,
+    RetryStrategy,
+)
+from anybatch.kernel.core.states import JobStatus
+from anybatch.kernel.handles import JobHandle
+from anybatch.kernel.kernel import Kernel, RunResult
+from anybatch.kernel.registry import PluginInfo, list_plugins
+from anybatch.kernel.stream import EventId, JobEvent
+from anybatch.kernel.views import (
+    AttemptDetail,
+    DefinitionDetail,
+    DependencyDetail,
+    EnvironmentDetail,
+    HostDetail,
+    JobDetail,
+    JobSummary,
+    QueueDetail,
+)
+
+__all__ = [
+    "SEQUENTIAL",
+    "Action",
+    "AnyBatchError",
+    "AttemptDetail",
+    "BackendError",
+    "Conflict",
+    "DefinitionDetail",
+    "DependencyDetail",
+    "DependencyType",
+    "EnvironmentDetail",
+    "EvaluateOnExit",
+    "EventId",
+    "EventsTrimmed",
+    "HostDetail",
+    "InlineAttempt",
+    "InlineBackend",
+    "InvalidValue",
+    "JobDetail",
+    "JobEvent",
+    "JobFailed",
+    "JobHandle",
+    "JobStatus",
+    "JobSummary",
+    "JournalError",
+    "JournalLocked",
+    "Kernel",
+    "KernelBug",
+    "KernelClosed",
+    "NotFound",
+    "PluginError",
+    "PluginInfo",
+    "QueueDetail",
+    "QuotaExceeded",
+    "Quotas",
+    "RequestError",
+    "ResourceState",
+    "ResourceStatus",
+    "RetryStrategy",
+    "RunResult",
+    "list_plugins",
+    "n_to_n",
+]

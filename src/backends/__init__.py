@@ -1,0 +1,1 @@
+"""Backends: what supplies hosts to compute environments and runs attempts on them."""

@@ -1,0 +1,262 @@
+"""From what users write to what the core takes: types, units and forms, each error naming its field."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from .core.errors import InvalidValue
+from .core.inputs import DependencyRequest
+from .core.model import Action, DependencyType, EvaluateOnExit, RetryStrategy
+from .core.states import JobStatus
+
+_MEMORY: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]i?B?|B)?\s*", re.IGNORECASE)
+_MIB_PER: Final = {
+    "": 1.0, "B": 1 / 2**20, "K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2,
+    "KB": 1000 / 2**20, "MB": 1000**2 / 2**20, "GB": 1000**3 / 2**20, "TB": 1000**4 / 2**20,
+}  # fmt: skip
+SCRIPT_READ_MAX: Final = 16 << 20
+"""Bytes read of a script file before it is refused."""
+
+
+class Sequential:
+    """The type of `SEQUENTIAL`."""
+
+    def __repr__(self) -> str:
+        return "SEQUENTIAL"
+
+
+SEQUENTIAL: Final = Sequential()
+"""In `depends_on` of an array job: child i runs after child i - 1 has SUCCEEDED (contract DEP-2)."""
+
+
+class NToN:
+    """The type of `n_to_n(job)`."""
+
+    def __init__(self, job: object) -> None:
+        self.job = job
+
+    def __repr__(self) -> str:
+        return f"n_to_n({self.job!r})"
+
+
+def n_to_n(job: object) -> NToN:
+    """In `depends_on` of an array job: child i runs after child i of `job`, an array of the same size (DEP-2)."""
+    return NToN(job)
+
+
+def text(field: str, value: object) -> str:
+    """A str."""
+    if not isinstance(value, str):
+        raise InvalidValue(field, value, "it is text (str)")
+    return value
+
+
+def optional_text(field: str, value: object) -> str | None:
+    """A str or None."""
+    return None if value is None else text(field, value)
+
+
+def whole(field: str, value: object) -> int:
+    """An int."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidValue(field, value, "it is a whole number (int)")
+    return value
+
+
+def flag(field: str, value: object) -> bool:
+    """A bool."""
+    if not isinstance(value, bool):
+        raise InvalidValue(field, value, "it is True or False")
+    return value
+
+
+def number(field: str, value: object) -> float:
+    """A finite int or float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) == float("inf"):
+        raise InvalidValue(field, value, "it is a number")
+    return float(value)
+
+
+def texts(field: str, value: object) -> dict[str, str]:
+    """A mapping of str to str."""
+    if not isinstance(value, Mapping):
+        raise InvalidValue(field, value, "it maps names to texts, for example {'NAME': 'value'}")
+    for name, entry in value.items():
+        if not isinstance(name, str):
+            raise InvalidValue(field, name, "names are text (str)")
+        if not isinstance(entry, str):
+            raise InvalidValue(f"{field}.{name}", entry, "values are text (str); write numbers as '1'")
+    return dict(value)
+
+
+def names(field: str, value: object) -> tuple[str, ...]:
+    """A sequence of str."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise InvalidValue(field, value, "it is a list of names")
+    return tuple(text(f"{field}[{n}]", entry) for n, entry in enumerate(value))
+
+
+def command(field: str, value: object) -> tuple[str, ...]:
+    """A program and its arguments."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        allowed = "a command is a list of texts, for example ['sh', '-c', 'echo hello']"
+        raise InvalidValue(field, value, allowed)
+    words = []
+    for n, word in enumerate(value):
+        if isinstance(word, os.PathLike):
+            word = os.fspath(word)
+        words.append(text(f"{field}[{n}]", word))
+    return tuple(words)
+
+
+def milli(field: str, value: object) -> int:
+    """A number of vCPUs as thousandths."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise InvalidValue(field, value, "it is a number of vCPUs, such as 2 or 0.25") from None
+    amount = number(field, value) * 1000
+    if abs(amount - round(amount)) > 1e-6:
+        raise InvalidValue(field, value, "vCPUs are counted in steps of 0.001")
+    return round(amount)
+
+
+def mebibytes(field: str, value: object) -> int:
+    """An amount of memory in MiB: an int, or a text such as "2GiB" (a fraction of a MiB is rounded up)."""
+    if isinstance(value, str):
+        match = _MEMORY.fullmatch(value)
+        if not match:
+            raise InvalidValue(field, value, "memory is a number of MiB, or a text such as '512MiB' or '2GiB'")
+        unit = (match[2] or "").upper().replace("IB", "")
+        amount = float(match[1]) * _MIB_PER[unit]
+        return int(amount) + (amount > int(amount))
+    return whole(field, value)
+
+
+def milliseconds(field: str, value: object) -> int:
+    """Seconds above zero as milliseconds, at least one."""
+    seconds = number(field, value)
+    if seconds <= 0:
+        raise InvalidValue(field, value, "it is a number of seconds above 0")
+    return max(1, round(seconds * 1000))
+
+
+def retry(field: str, value: object) -> RetryStrategy:
+    """A number of attempts, a RetryStrategy, or a mapping with its fields."""
+    if isinstance(value, RetryStrategy):
+        value = {"attempts": value.attempts, "evaluate_on_exit": list(value.evaluate_on_exit)}
+    if isinstance(value, Mapping):
+        unknown = set(value) - {"attempts", "evaluate_on_exit"}
+        if unknown:
+            raise InvalidValue(field, sorted(map(str, unknown))[0], "a retry strategy has attempts and evaluate_on_exit")
+        if "attempts" not in value:
+            raise InvalidValue(f"{field}.attempts", None, "RetryAttempts must be provided with retry strategy")
+        entries = value.get("evaluate_on_exit", ())
+        if isinstance(entries, (str, bytes)) or not isinstance(entries, Sequence):
+            raise InvalidValue(f"{field}.evaluate_on_exit", entries, "it is a list of EvaluateOnExit entries")
+        found = tuple(_entry(f"{field}.evaluate_on_exit[{n}]", entry) for n, entry in enumerate(entries))
+        return RetryStrategy(whole(f"{field}.attempts", value["attempts"]), found)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidValue(field, value, "it is a number of attempts or a RetryStrategy")
+    return RetryStrategy(value)
+
+
+def _entry(field: str, value: object) -> EvaluateOnExit:
+    known = ("action", "on_status_reason", "on_reason", "on_exit_code")
+    if isinstance(value, EvaluateOnExit):
+        value = {name: getattr(value, name) for name in known}
+    if not isinstance(value, Mapping):
+        raise InvalidValue(field, value, f"an entry is an EvaluateOnExit, or maps {', '.join(known)}")
+    unknown = set(value) - set(known)
+    if unknown:
+        raise InvalidValue(field, sorted(map(str, unknown))[0], f"an entry has {', '.join(known)}")
+    action = value.get("action")
+    if not isinstance(action, str) or action.lower() not in ("retry", "exit"):
+        raise InvalidValue(f"{field}.action", action, "an action is 'retry' or 'exit'")
+    patterns: list[str | None] = []
+    for name in known[1:]:
+        pattern = value.get(name)
+        if name == "on_exit_code" and isinstance(pattern, int) and not isinstance(pattern, bool):
+            pattern = str(pattern)
+        patterns.append(optional_text(f"{field}.{name}", pattern))
+    return EvaluateOnExit(Action(action.lower()), *patterns)
+
+
+def script(field: str, value: object) -> str:
+    """A script's text. A str that begins with `#!` is one; a path, or any other str, names a file that holds one."""
+    if isinstance(value, str) and value.startswith("#!"):
+        return value
+    if not isinstance(value, (str, os.PathLike)):
+        raise InvalidValue(field, value, "it is a text that begins with '#!', or the path of a file that does")
+    if isinstance(value, str) and "\n" in value:
+        raise InvalidValue(field, value, "a script's first line names its interpreter: '#!...'")
+    path = Path(value)
+    try:
+        with path.open("rb") as file:
+            data = file.read(SCRIPT_READ_MAX + 1)
+    except OSError as e:
+        raise InvalidValue(field, os.fspath(value), f"the script's file cannot be read: {e.strerror}") from e
+    if len(data) > SCRIPT_READ_MAX:
+        raise InvalidValue(field, os.fspath(value), f"a script's file has at most {SCRIPT_READ_MAX} bytes")
+    try:
+        body = data.decode()
+    except UnicodeDecodeError:
+        raise InvalidValue(field, os.fspath(value), "a script is text in UTF-8") from None
+    if not body.startswith("#!"):
+        raise InvalidValue(field, os.fspath(value), "a script's first line names its interpreter: '#!...'")
+    return body
+
+
+def job_reference(field: str, value: object) -> str:
+    """A job's id or name, from a text or from a handle."""
+    found = getattr(value, "id", value)
+    if not isinstance(found, str) or not found:
+        raise InvalidValue(field, value, "it is a job's id, handle or name")
+    return found
+
+
+def dependencies(field: str, value: object) -> tuple[DependencyRequest, ...]:
+    """The entries of `depends_on`."""
+    if value is None:
+        return ()
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise InvalidValue(field, value, "it is a list of jobs (ids, handles or names), n_to_n(job) and SEQUENTIAL")
+    return tuple(_dependency(f"{field}[{n}]", entry) for n, entry in enumerate(value))
+
+
+def _dependency(field: str, entry: object) -> DependencyRequest:
+    if isinstance(entry, Sequential):
+        return DependencyRequest(DependencyType.SEQUENTIAL)
+    if isinstance(entry, NToN):
+        return DependencyRequest(DependencyType.N_TO_N, job_reference(field, entry.job))
+    if isinstance(entry, Mapping):
+        unknown = set(entry) - {"job", "type"}
+        if unknown:
+            raise InvalidValue(field, sorted(map(str, unknown))[0], "an entry has job and type")
+        kind = entry.get("type")
+        if kind not in (None, *DependencyType):
+            raise InvalidValue(f"{field}.type", kind, "a type is N_TO_N or SEQUENTIAL; leave it out for a plain one")
+        job = entry.get("job")
+        reference = None if job is None else job_reference(f"{field}.job", job)
+        return DependencyRequest(DependencyType(kind or "AFTER_SUCCESS"), reference)
+    return DependencyRequest(DependencyType.AFTER_SUCCESS, job_reference(field, entry))
+
+
+def statuses(field: str, value: object) -> frozenset[JobStatus] | None:
+    """One status, several, or None for any."""
+    if value is None:
+        return None
+    entries = [value] if isinstance(value, str) else value
+    if not isinstance(entries, Iterable):
+        raise InvalidValue(field, value, f"a status is one of {', '.join(JobStatus)}")
+    found = set()
+    for entry in entries:
+        if entry not in tuple(JobStatus):
+            raise InvalidValue(field, entry, f"a status is one of {', '.join(JobStatus)}")
+        found.add(JobStatus(str(entry)))
+    return frozenset(found)

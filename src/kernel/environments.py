@@ -1,0 +1,427 @@
+"""Environments at work: each compute environment has a driver that owns its backend.
+
+A driver hands launches and stops over in order, with bounds on how long a backend may take. What a
+backend does wrong costs its own environment: it turns INVALID with the reason, the others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import structlog
+
+from .backend import AttemptKey, AttemptSpec, Backend, Capacity, EnvironmentSettings, Launch
+from .core.effects import LaunchAttempts, StopAttempts
+from .core.errors import AnyBatchError, BackendError
+from .core.inputs import AllListed, Ended, EnvironmentFailed, HostDown, HostUp, Started, Unknown
+from .core.model import DEFAULT_GRACE_MS, TEXT_NOT_STARTED, ExitKind, ResourceStatus
+from .core.state import JobRow
+from .core.states import RUNNING
+
+if TYPE_CHECKING:
+    from .clock import Clock
+    from .registry import BackendRegistry
+    from .runtime import Runtime
+
+log = structlog.get_logger("anybatch.kernel")
+
+START_S_MAX: Final = 120.0
+"""For a backend to start and settle what was in flight."""
+LAUNCH_S_MAX: Final = 300.0
+"""For a backend to take a batch of launches."""
+STOP_S_MAX: Final = 60.0
+"""For a backend to take a batch of stops."""
+CLOSE_S_MAX: Final = 60.0
+"""For a backend to let go."""
+REASON_CHARS_MAX: Final = 1000
+
+
+class Context:
+    """A backend's way back to the kernel (`BackendContext`)."""
+
+    def __init__(self, driver: Driver, settings: EnvironmentSettings, runtime: Runtime, runtime_dir: Path) -> None:
+        self._driver = driver
+        self._runtime = runtime
+        self.kernel_id = runtime.state.kernel_id
+        self.settings = settings
+        self.clock: Clock = runtime.clock
+        files = runtime.journal.files
+        self.state_dir = files / "environments" / settings.name
+        self.logs_dir = files / "logs"
+        self.runtime_dir = runtime_dir
+        self.durable = runtime.journal.durable
+        self.hosts: dict[str, None] = {}
+        self.closed = False
+
+    def _serial(self, job_id: str) -> int | None:
+        return None if self.closed else self._runtime.state.ids.get(job_id)
+
+    def host_up(self, host: str, capacity: Capacity, zone: str | None = None) -> None:
+        if self.closed:
+            return
+        self.hosts[host] = None
+        self._runtime.report(
+            HostUp(
+                environment=self.settings.name, host=host, vcpus_milli=capacity.vcpus_milli,
+                memory_mib=capacity.memory_mib, gpus=capacity.gpus, zone=zone,
+            )  # fmt: skip
+        )
+
+    def host_down(self, host: str, reason: str) -> None:
+        if not self.closed:
+            self.hosts.pop(host, None)
+            self._runtime.report(HostDown(environment=self.settings.name, host=host, reason=reason))
+
+    def started(self, job_id: str, number: int, indexes: Sequence[int], at_ms: Sequence[int] | None = None) -> None:
+        serial = self._serial(job_id)
+        if serial is not None:
+            self._runtime.report(
+                Started(environment=self.settings.name, job=serial, number=number, indexes=indexes, at_ms=at_ms)
+            )
+
+    def exited(
+        self,
+        job_id: str,
+        number: int,
+        indexes: Sequence[int],
+        codes: Sequence[int | None],
+        at_ms: Sequence[int] | None = None,
+        *,
+        reason: str | None = None,
+        status_reason: str | None = None,
+    ) -> None:
+        self._ended(job_id, number, indexes, ExitKind.EXITED, codes, at_ms, reason, status_reason)
+
+    def timed_out(
+        self,
+        job_id: str,
+        number: int,
+        indexes: Sequence[int],
+        codes: Sequence[int | None],
+        at_ms: Sequence[int] | None = None,
+    ) -> None:
+        self._ended(job_id, number, indexes, ExitKind.TIMED_OUT, codes, at_ms, None, None)
+
+    def lost(self, job_id: str, number: int, indexes: Sequence[int], *, reason: str) -> None:
+        self._ended(job_id, number, indexes, ExitKind.LOST, [None] * len(indexes), None, reason, None)
+
+    def _ended(
+        self,
+        job_id: str,
+        number: int,
+        indexes: Sequence[int],
+        kind: ExitKind,
+        codes: Sequence[int | None],
+        at_ms: Sequence[int] | None,
+        reason: str | None,
+        status_reason: str | None,
+    ) -> None:
+        serial = self._serial(job_id)
+        if serial is not None:
+            self._runtime.report(
+                Ended(
+                    environment=self.settings.name, job=serial, number=number, indexes=indexes, kind=kind,
+                    codes=codes, at_ms=at_ms, reason=reason, status_reason=status_reason,
+                )  # fmt: skip
+            )
+
+    def unknown(self, job_id: str, number: int, indexes: Sequence[int]) -> None:
+        serial = self._serial(job_id)
+        if serial is not None:
+            self._runtime.report(Unknown(environment=self.settings.name, job=serial, number=number, indexes=indexes))
+
+    def failed(self, reason: str) -> None:
+        if not self.closed:
+            self._runtime.report(EnvironmentFailed(environment=self.settings.name, reason=reason[:REASON_CHARS_MAX]))
+
+    def when_durable(self, callback: Callable[[], None]) -> None:
+        self._runtime.when_handled(lambda error: None if error is not None or self.closed else callback())
+
+
+class Driver:
+    """Owns one environment's backend from its start to its close."""
+
+    def __init__(self, name: str, runtime: Runtime, registry: BackendRegistry, runtime_dir: Path) -> None:
+        self.name = name
+        self.backend: Backend | None = None
+        self.settled = asyncio.Event()
+        """Set whenever the backend has started, or has failed to."""
+        self._runtime = runtime
+        self._registry = registry
+        self._runtime_dir = runtime_dir
+        self._context: Context | None = None
+        self._todo: deque[LaunchAttempts | StopAttempts] = deque()
+        self._wake = asyncio.Event()
+        self._restart = True
+        self._stop = False
+        self._backend_name = ""
+        self._specs: dict[int, AttemptSpec] = {}
+
+    # -- what the runtime asks for ------------------------------------------------------------------
+
+    def put(self, effect: LaunchAttempts | StopAttempts) -> None:
+        """Hand a launch or stop over, after those before it."""
+        self._todo.append(effect)
+        self._wake.set()
+
+    def restart(self) -> None:
+        """Start the backend anew: the environment was updated."""
+        self.settled.clear()
+        self._restart = True
+        self._wake.set()
+
+    def finish(self) -> None:
+        """Close the backend and end `run`."""
+        self._stop = True
+        self._wake.set()
+
+    # -- the loop -----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until `finish`."""
+        try:
+            while not self._stop:
+                if self._restart:
+                    self._restart = False
+                    await self._close()
+                    await self._start()
+                    self.settled.set()
+                if not self._todo and not self._restart and not self._stop:
+                    self._wake.clear()
+                    await self._wake.wait()
+                await self._drain()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._close()
+            self.settled.set()
+
+    async def _start(self) -> None:
+        row = self._runtime.state.environments.get(self.name)
+        if row is None:
+            return
+        body = row.body
+        settings = EnvironmentSettings(
+            name=self.name,
+            managed=body.managed,
+            min_vcpus_milli=body.min_vcpus_milli,
+            max_vcpus_milli=body.max_vcpus_milli,
+            options=body.options,
+        )
+        context = Context(self, settings, self._runtime, self._runtime_dir)
+        try:
+            context.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._backend_name = body.backend
+            self.backend = self._registry.make(body.backend, self.name)
+            self._context = context
+            with anyio.fail_after(START_S_MAX):
+                await self.backend.start(context, self._known())
+            self._runtime.report(AllListed(environment=self.name, hosts=tuple(context.hosts)))
+        except Exception as e:  # noqa: BLE001 - a backend may raise anything
+            self._fail("did not start", e)
+
+    def _fail(self, what: str, error: Exception) -> None:
+        """The environment is INVALID from now on."""
+        text = f"took longer than its bound and {what}" if isinstance(error, TimeoutError) else str(error)
+        if not isinstance(error, (AnyBatchError, TimeoutError)):
+            text = f"{type(error).__name__}: {error}"
+        reason = f"backend {self._backend_name!r} {what}: {text}"[:REASON_CHARS_MAX]
+        log.warning("environment_failed", environment=self.name, reason=reason)
+        self._runtime.report(EnvironmentFailed(environment=self.name, reason=reason))
+
+    async def _drain(self) -> None:
+        """Hand over what has been asked for, in order: launches and stops that stand together in one call."""
+        while self._todo and not self._restart:
+            kind = type(self._todo[0])
+            batch: list[LaunchAttempts | StopAttempts] = []
+            while self._todo and type(self._todo[0]) is kind:
+                batch.append(self._todo.popleft())
+            if kind is LaunchAttempts:
+                await self._launch([e for e in batch if isinstance(e, LaunchAttempts)])
+            else:
+                await self._end([e for e in batch if isinstance(e, StopAttempts)])
+
+    async def _launch(self, effects: list[LaunchAttempts]) -> None:
+        launches = [self._launch_of(effect) for effect in effects]
+        backend = self.backend
+        try:
+            if backend is None:
+                raise BackendError("the environment's backend is not running")
+            with anyio.fail_after(LAUNCH_S_MAX):
+                await backend.launch(launches)
+        except Exception as e:  # noqa: BLE001 - a backend may raise anything
+            if not isinstance(e, BackendError) or not e.retryable:
+                self._fail("could not launch", e)
+            for effect in effects:
+                self._runtime.report(
+                    Ended(
+                        environment=self.name, job=effect.job, number=effect.number, indexes=effect.indexes,
+                        codes=[None] * len(effect.indexes), reason=str(e) or type(e).__name__,
+                        status_reason=TEXT_NOT_STARTED,
+                    )  # fmt: skip
+                )
+
+    async def _end(self, effects: list[StopAttempts]) -> None:
+        state = self._runtime.state
+        keys = [AttemptKey(state.jobs[e.job].job_id, i, number) for e in effects for i, number in e.attempts]
+        if self.backend is None:
+            return
+        try:
+            with anyio.fail_after(STOP_S_MAX):
+                await self.backend.stop(keys, DEFAULT_GRACE_MS)
+        except Exception as e:  # noqa: BLE001 - a backend may raise anything
+            self._fail("could not stop attempts", e)
+
+    async def _close(self) -> None:
+        backend, self.backend = self.backend, None
+        if backend is None:
+            return
+        try:
+            with anyio.fail_after(CLOSE_S_MAX):
+                await backend.close()
+        except Exception as e:  # noqa: BLE001 - a backend may raise anything
+            log.warning("backend_close_failed", environment=self.name, error=repr(e))
+        if self._context is not None:
+            self._context.closed = True
+        self._registry.release(self._backend_name, self.name)
+
+    # -- attempts for the backend -------------------------------------------------------------------
+
+    def _launch_of(self, effect: LaunchAttempts) -> Launch:
+        state = self._runtime.state
+        job = state.jobs[effect.job]
+        return Launch(
+            job_id=job.job_id,
+            number=effect.number,
+            indexes=effect.indexes,
+            host=state.hosts[effect.host].name,
+            spec=self._spec(job),
+            array_size=job.size,
+            gpus={i: job.gpus[i] for i in effect.indexes} if job.gpus else {},
+        )
+
+    def _spec(self, job: JobRow) -> AttemptSpec:
+        spec = self._specs.get(job.serial)
+        if spec is None:
+            if len(self._specs) > 1024:
+                self._specs.clear()
+            spec = self._specs[job.serial] = attempt_spec(job, self.name)
+        return spec
+
+    def _known(self) -> list[Launch]:
+        """What was in flight here when the kernel, or the backend, last stopped."""
+        state = self._runtime.state
+        row = state.environments[self.name]
+        found: dict[tuple[int, int, int, bool], list[int]] = {}
+        for host_serial in row.hosts.values():
+            for serial in state.hosts[host_serial].load:
+                children = state.jobs[serial].children
+                for i in state.jobs[serial].live():
+                    if children.hosts()[i] == host_serial:
+                        key = (serial, children.number[i], host_serial, children.status[i] == RUNNING)
+                        found.setdefault(key, []).append(i)
+        return [
+            Launch(
+                job_id=state.jobs[serial].job_id,
+                number=number,
+                indexes=indexes,
+                host=state.hosts[host].name,
+                spec=self._spec(state.jobs[serial]),
+                array_size=state.jobs[serial].size,
+                gpus={i: state.jobs[serial].gpus[i] for i in indexes if i in state.jobs[serial].gpus},
+                known_started=running,
+            )
+            for (serial, number, host, running), indexes in found.items()
+        ]
+
+
+def attempt_spec(job: JobRow, environment: str) -> AttemptSpec:
+    """What a backend is told of a job, shared by all its attempts there (contract 5.5, EV-1)."""
+    spec = job.spec
+    return AttemptSpec(
+        command=spec.command,
+        script=spec.script,
+        environment={**spec.environment, "AWS_BATCH_JQ_NAME": job.queue, "AWS_BATCH_CE_NAME": environment},
+        vcpus_milli=spec.vcpus_milli,
+        memory_mib=spec.memory_mib,
+        gpus=spec.gpus,
+        timeout_ms=spec.timeout_ms,
+        workdir=spec.workdir,
+        scratch=spec.scratch,
+    )
+
+
+class Drivers:
+    """The drivers of all environments; what the runtime hands effects to."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        registry: BackendRegistry,
+        runtime_dir: Callable[[], Path],
+        spawn: Callable[[Driver], None],
+    ) -> None:
+        self._runtime = runtime
+        self._registry = registry
+        self._runtime_dir = runtime_dir
+        self._spawn = spawn
+        self._drivers: dict[str, Driver] = {}
+
+    def open(self) -> None:
+        """Start every environment that the journal knows, and stop again what was being stopped."""
+        for name in self._runtime.state.environments:
+            self.start_environment(name)
+        for job in self._runtime.state.jobs.values():
+            if job.stopping:
+                number = job.children.number
+                self.stop(StopAttempts(job.serial, [(i, number[i]) for i in job.stopping]))
+
+    def launch(self, effect: LaunchAttempts) -> None:
+        host = self._runtime.state.hosts[effect.host]
+        self._drivers[host.environment].put(effect)
+
+    def stop(self, effect: StopAttempts) -> None:
+        state = self._runtime.state
+        hosts = state.jobs[effect.job].children.hosts()
+        by_environment: dict[str, list[tuple[int, int]]] = {}
+        for index, number in effect.attempts:
+            host = state.hosts.get(hosts[index])
+            if host is not None:
+                by_environment.setdefault(host.environment, []).append((index, number))
+        for name, attempts in by_environment.items():
+            self._drivers[name].put(StopAttempts(effect.job, attempts))
+
+    def start_environment(self, name: str) -> None:
+        driver = self._drivers.get(name)
+        if driver is not None:
+            driver.restart()
+            return
+        driver = self._drivers[name] = Driver(name, self._runtime, self._registry, self._runtime_dir())
+        self._spawn(driver)
+
+    def close_environment(self, name: str) -> None:
+        driver = self._drivers.pop(name, None)
+        if driver is not None:
+            driver.finish()
+
+    def __getitem__(self, name: str) -> Driver:
+        return self._drivers[name]
+
+    def all(self) -> Iterable[Driver]:
+        """Every driver."""
+        return list(self._drivers.values())
+
+    async def settle(self, name: str) -> None:
+        """Return once the environment's backend has started or failed to, and the kernel has taken note."""
+        driver = self._drivers.get(name)
+        if driver is None:
+            return
+        await driver.settled.wait()
+        while self._runtime.failure is None and (row := self._runtime.state.environments.get(name)) is not None:
+            if row.status in (ResourceStatus.INVALID, ResourceStatus.DELETING) or row.listed:
+                return
+            await anyio.lowlevel.checkpoint()

@@ -1,0 +1,77 @@
+"""Handles: a job or a child as an object with methods. A handle holds an id and no state of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from .core.errors import InvalidValue, NotFound
+from .views import JobDetail
+
+if TYPE_CHECKING:
+    from .kernel import Kernel
+
+
+class JobHandle:
+    """A job, or one child of an array; wherever a job's id is taken, a handle is too."""
+
+    __slots__ = ("_kernel", "array_size", "id", "name")
+
+    def __init__(self, kernel: Kernel, job_id: str, name: str, array_size: int | None) -> None:
+        self._kernel = kernel
+        self.id = job_id
+        """The job's id, or the child's: `<job>:<index>`."""
+        self.name = name
+        self.array_size = array_size
+        """How many children the job has; None for a single job and for a child."""
+
+    def __getitem__(self, index: int) -> JobHandle:
+        """The handle of a child."""
+        if isinstance(index, bool) or not isinstance(index, int):
+            raise InvalidValue("index", index, "an index is a whole number (int)")
+        if self.array_size is None:
+            raise NotFound("child", f"{self.id}:{index}", "that job is not an array")
+        if not 0 <= index < self.array_size:
+            raise NotFound("child", f"{self.id}:{index}", f"its indexes are 0 to {self.array_size - 1}")
+        return JobHandle(self._kernel, f"{self.id}:{index}", self.name, None)
+
+    def __len__(self) -> int:
+        """The number of children; 0 for a single job and for a child."""
+        return self.array_size or 0
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        size = "" if self.array_size is None else f" array_size={self.array_size}"
+        return f"<JobHandle {self.name!r} {self.id}{size}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, JobHandle) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    async def describe(self) -> JobDetail:
+        """What the job is and how it stands."""
+        return await self._kernel.describe_job(self)
+
+    async def wait(self) -> JobDetail:
+        """Return what it is once it has ended. Cancelling the wait does not cancel the job."""
+        return await self._kernel.wait(self)
+
+    async def cancel(self, reason: str = "Cancelled by its owner") -> None:
+        """See `Kernel.cancel_job`."""
+        await self._kernel.cancel_job(self, reason)
+
+    async def terminate(self, reason: str = "Terminated by its owner") -> None:
+        """See `Kernel.terminate_job`."""
+        await self._kernel.terminate_job(self, reason)
+
+    def logs(self, *, follow: bool = False, attempt: int | None = None) -> AsyncIterator[bytes]:
+        """See `Kernel.logs`."""
+        return self._kernel.logs(self, follow=follow, attempt=attempt)
+
+    async def read_logs(self, *, attempt: int | None = None) -> bytes:
+        """See `Kernel.read_logs`."""
+        return await self._kernel.read_logs(self, attempt=attempt)

@@ -1,0 +1,113 @@
+"""Finding plugins by entry point. What fails to load costs only its own name, with the error kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final
+
+import msgspec
+
+from .backend import API_VERSION, Backend, BackendFactory
+from .core.errors import InvalidValue, PluginError
+
+GROUPS: Final = ("anybatch.backends", "anybatch.sinks", "anybatch.frontends")
+
+
+class PluginInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """An installed plugin: where it comes from, and why it cannot be used (None: it can)."""
+
+    group: str
+    name: str
+    target: str
+    distribution: str
+    version: str
+    error: str | None
+
+
+def list_plugins() -> list[PluginInfo]:
+    """Every plugin that is installed, loaded once to see whether it can be."""
+    found = []
+    for group in GROUPS:
+        for point in sorted(entry_points(group=group), key=lambda p: p.name):
+            error = None
+            try:
+                plugin = point.load()
+                if group == "anybatch.backends":
+                    _check(point.name, plugin)
+            except Exception as e:  # noqa: BLE001 - whatever a plugin raises is the finding
+                error = f"{type(e).__name__}: {e}"
+            name = point.dist.name if point.dist else "?"
+            version = point.dist.version if point.dist else "?"
+            found.append(
+                PluginInfo(
+                    group=group, name=point.name, target=point.value, distribution=name, version=version, error=error
+                )  # fmt: skip
+            )
+    return found
+
+
+class BackendRegistry:
+    """The backends that a kernel can use: those passed in, then those installed.
+
+    What is passed in is a factory (a class, or any callable that returns a backend), or one backend, which
+    then serves one environment.
+    """
+
+    def __init__(self, given: Mapping[str, Backend | BackendFactory] | None = None) -> None:
+        self._given = dict(given or {})
+        self._lent: dict[str, str] = {}
+
+    def names(self) -> list[str]:
+        """The names that can be asked for."""
+        return sorted({*self._given, *(point.name for point in entry_points(group=GROUPS[0]))})
+
+    def options(self, name: str) -> type[msgspec.Struct]:
+        """The type that checks the options of an environment on this backend."""
+        found: Any = self._find(name)
+        options = getattr(found, "Options", None)
+        if options is None:
+            options = getattr(getattr(found, "backend", None), "Options", None)
+        return options if options is not None else found().Options
+
+    def make(self, name: str, environment: str) -> Backend:
+        """A backend for an environment.
+
+        Raises:
+            PluginError: it cannot be loaded, or speaks another version of the protocol.
+        """
+        found = self._find(name)
+        if isinstance(found, Backend) and not isinstance(found, type):
+            if self._lent.setdefault(name, environment) != environment:
+                text = f"the backend passed in as {name!r} serves environment {self._lent[name]!r}; pass a factory to use it for {environment!r} too"
+                raise PluginError(text)
+            return found
+        made = found()
+        _check(name, made)
+        return made
+
+    def release(self, name: str, environment: str) -> None:
+        """The environment no longer uses its backend."""
+        if self._lent.get(name) == environment:
+            del self._lent[name]
+
+    def _find(self, name: str) -> Backend | Callable[[], Backend]:
+        if name in self._given:
+            return self._given[name]
+        points: dict[str, EntryPoint] = {point.name: point for point in entry_points(group=GROUPS[0])}
+        if name not in points:
+            raise InvalidValue("backend", name, f"a backend is one of {', '.join(self.names())}")
+        try:
+            loaded: Callable[[], Backend] = points[name].load()
+        except Exception as e:
+            raise PluginError(f"backend {name!r} ({points[name].value}) failed to load: {type(e).__name__}: {e}") from e
+        return loaded
+
+
+def _check(name: str, plugin: Any) -> None:
+    version = getattr(plugin, "api_version", None)
+    if version != API_VERSION:
+        raise PluginError(f"backend {name!r} is for protocol version {version}; this kernel speaks version {API_VERSION}")
+    missing = [a for a in ("capabilities", "Options", "start", "launch", "stop", "logs", "close") if not hasattr(plugin, a)]
+    if missing:
+        raise PluginError(f"backend {name!r} lacks {', '.join(missing)}")

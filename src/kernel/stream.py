@@ -1,0 +1,178 @@
+"""The event stream: every status change, in order, from any point that is still kept.
+
+A stream reads from the journal and keeps nothing in memory but the page in hand, so a slow reader holds
+up nobody. At a kernel's end the stream ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from msgspec import Struct
+
+from .core.children import NO_CODE
+from .core.events import (
+    AnyEvent,
+    AttemptsEnded,
+    AttemptsPlaced,
+    AttemptsStarted,
+    JobSubmitted,
+    ParentEnded,
+    ParentHeld,
+    WorkFailed,
+    WorkHeld,
+    WorkReleased,
+)
+from .core.model import TEXT_ATTEMPT_ENDED, TEXT_CHILD_FAILED
+from .core.state import KernelState
+from .core.states import STATUSES, JobStatus
+from .views import to_datetime
+
+if TYPE_CHECKING:
+    from .runtime import Runtime
+
+
+class EventId(NamedTuple):
+    """Where an event stands: the epoch rises each time a kernel opens the journal, the sequence with each event."""
+
+    epoch: int
+    sequence: int
+
+
+class JobEvent(Struct, frozen=True, kw_only=True):
+    """A change of status of a job, or of a run of children of one.
+
+    `indexes` None: the job as a whole (a single job, or an array parent). `attempt` is the attempt's number
+    where the change is one of an attempt. `exit_codes` has one entry per index (or one for a single job) where
+    attempts have ended. A retried attempt is a change to RUNNABLE with its exit codes.
+    """
+
+    id: EventId
+    at: datetime
+    job_id: str
+    job_name: str
+    queue: str
+    status: JobStatus
+    indexes: Sequence[int] | None = None
+    attempt: int | None = None
+    exit_codes: Sequence[int | None] | None = None
+    status_reason: str | None = None
+    reason: str | None = None
+
+    def expand(self) -> Iterator[JobEvent]:
+        """One event per child (with `job_id` the child's); itself where it is about the job as a whole."""
+        if self.indexes is None:
+            yield self
+            return
+        for n, index in enumerate(self.indexes):
+            yield JobEvent(
+                id=self.id,
+                at=self.at,
+                job_id=f"{self.job_id}:{index}",
+                job_name=self.job_name,
+                queue=self.queue,
+                status=self.status,
+                indexes=None,
+                attempt=self.attempt,
+                exit_codes=None if self.exit_codes is None else (self.exit_codes[n],),
+                status_reason=self.status_reason,
+                reason=self.reason,
+            )
+
+
+def job_event(state: KernelState, event: AnyEvent, ident: EventId, at_ms: int) -> JobEvent | None:
+    """The public event for a journaled one, or None where no job's status changes."""
+    attempt, codes, status_reason, reason = None, None, None, None
+    indexes: Sequence[int] | None = None
+    match event:
+        case JobSubmitted():
+            status, serial = JobStatus.SUBMITTED, event.serial
+        case ParentHeld(job=serial):
+            status = JobStatus.PENDING
+        case ParentEnded(job=serial, succeeded=succeeded):
+            status = JobStatus.SUCCEEDED if succeeded else JobStatus.FAILED
+            status_reason = None if succeeded else TEXT_CHILD_FAILED
+        case WorkHeld(job=serial):
+            status, indexes = JobStatus.PENDING, event.each()
+        case WorkReleased(job=serial):
+            status, indexes = JobStatus.RUNNABLE, event.each()
+        case WorkFailed(job=serial):
+            status, indexes, status_reason = JobStatus.FAILED, event.each(), event.reason
+        case AttemptsPlaced(job=serial):
+            status, indexes, attempt = JobStatus.STARTING, event.each(), event.number
+        case AttemptsStarted(job=serial):
+            status, indexes, attempt = JobStatus.RUNNING, event.each(), event.number
+        case AttemptsEnded(job=serial):
+            status, indexes, attempt = STATUSES[event.status], event.each(), event.number
+            status_reason, reason = event.status_reason or TEXT_ATTEMPT_ENDED, event.reason
+            found = [event.codes] * len(event) if isinstance(event.codes, int) else event.codes
+            codes = tuple(None if code == NO_CODE else code for code in found)
+        case _:
+            return None
+    job = state.jobs.get(serial)
+    if job is None:
+        return None
+    return JobEvent(
+        id=ident,
+        at=to_datetime(at_ms),
+        job_id=job.job_id,
+        job_name=job.name,
+        queue=job.queue,
+        status=status,
+        indexes=None if job.size is None else indexes,
+        attempt=attempt,
+        exit_codes=codes,
+        status_reason=status_reason,
+        reason=reason,
+    )
+
+
+class EventStream:
+    """An async context manager and iterator of `JobEvent`; made by `Kernel.events`."""
+
+    def __init__(self, runtime: Runtime, after: int) -> None:
+        self._runtime = runtime
+        self._after = after
+        self._news = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        self._runtime.check_open()
+        self._unlisten = self._runtime.listen(self._news.set)
+        self._events = self._read()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._unlisten()
+        await self._events.aclose()
+
+    def __aiter__(self) -> AsyncIterator[JobEvent]:
+        return self._events
+
+    async def _read(self) -> AsyncGenerator[JobEvent, None]:
+        runtime = self._runtime
+        while True:
+            self._news.clear()
+            records = runtime.journal.read(self._after) if not runtime.is_closed else []
+            for record in records:
+                for n, event in enumerate(record.events):
+                    sequence = record.first + n
+                    if sequence <= self._after:
+                        continue
+                    self._after = sequence
+                    found = job_event(runtime.state, event, EventId(record.epoch, sequence), record.at_ms)
+                    if found is not None:
+                        yield found
+            if records:
+                await asyncio.sleep(0)
+                continue
+            if runtime.failure is not None:
+                runtime.check_open()
+            if runtime.is_closed:
+                return
+            await self._news.wait()

@@ -1,0 +1,399 @@
+"""What users see of jobs, queues, environments and definitions: made when asked for, and forgotten.
+
+Times are UTC, `None` where they do not exist yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from msgspec import Struct
+
+from .core.children import NO_CODE
+from .core.errors import JobFailed
+from .core.model import (
+    TEXT_ATTEMPT_ENDED,
+    TEXT_CHILD_FAILED,
+    DependencyType,
+    ResourceState,
+    ResourceStatus,
+    RetryStrategy,
+)
+from .core.state import DefinitionRow, EnvironmentRow, HostRow, JobRow, KernelState, QueueRow
+from .core.states import FAILED, RUNNING, STARTING, STATUSES, SUCCEEDED, JobStatus
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def to_datetime(ms: int) -> datetime:
+    """Epoch milliseconds as a UTC time, exactly."""
+    return _EPOCH + timedelta(milliseconds=ms)
+
+
+def _time(ms: int) -> datetime | None:
+    return to_datetime(ms) if ms else None
+
+
+class AttemptDetail(Struct, frozen=True, kw_only=True):
+    """One try at running a job or child. `exit_code` None: there is none; `stopped_at` None: it is still live."""
+
+    number: int
+    exit_code: int | None
+    status_reason: str | None
+    reason: str | None
+    started_at: datetime | None
+    stopped_at: datetime | None
+    host: str | None
+
+
+class DependencyDetail(Struct, frozen=True, kw_only=True):
+    """What a job waits for, or waited for; `job_id` None for SEQUENTIAL."""
+
+    type: DependencyType
+    job_id: str | None
+
+
+class JobDetail(Struct, frozen=True, kw_only=True):
+    """A job or a child as it is now.
+
+    `started_at`, `stopped_at`, `status_reason`, `reason` and `exit_code` are those of the latest attempt
+    (contract ST-12). An array parent has a `status_summary` and no attempts; a child has an `index` and
+    a `parent_id`. `attempts` lists every attempt that was made, oldest first, the live one included.
+    """
+
+    id: str
+    name: str
+    queue: str
+    status: JobStatus
+    status_reason: str | None
+    reason: str | None
+    exit_code: int | None
+    created_at: datetime
+    started_at: datetime | None
+    stopped_at: datetime | None
+    attempts: tuple[AttemptDetail, ...]
+    array_size: int | None
+    index: int | None
+    parent_id: str | None
+    status_summary: Mapping[JobStatus, int] | None
+    depends_on: tuple[DependencyDetail, ...]
+    definition: str | None
+    command: tuple[str, ...]
+    script: str | None
+    environment: Mapping[str, str]
+    parameters: Mapping[str, str]
+    vcpus: float
+    memory_mib: int
+    gpus: int
+    retry: RetryStrategy
+    timeout_s: float | None
+    scheduling_priority: int
+    tags: Mapping[str, str]
+    is_cancelled: bool
+    is_terminated: bool
+    client_token: str | None
+    principal: str | None
+
+    def raise_for_status(self) -> JobDetail:
+        """Return self, or raise JobFailed if the job FAILED."""
+        if self.status is JobStatus.FAILED:
+            raise JobFailed(self.id, self.status_reason, self.exit_code)
+        return self
+
+
+class JobSummary(Struct, frozen=True, kw_only=True):
+    """A job or child in a list."""
+
+    id: str
+    name: str
+    queue: str
+    status: JobStatus
+    status_reason: str | None
+    exit_code: int | None
+    created_at: datetime
+    started_at: datetime | None
+    stopped_at: datetime | None
+    array_size: int | None
+    index: int | None
+
+
+class HostDetail(Struct, frozen=True, kw_only=True):
+    """A host of an environment, with what is free on it. `memory_mib` None: memory is not counted."""
+
+    name: str
+    zone: str | None
+    vcpus: float
+    free_vcpus: float
+    memory_mib: int | None
+    free_memory_mib: int | None
+    gpus: tuple[int, ...]
+    free_gpus: tuple[int, ...]
+    attempts: int
+
+
+class EnvironmentDetail(Struct, frozen=True, kw_only=True):
+    """A compute environment."""
+
+    name: str
+    backend: str
+    managed: bool
+    state: ResourceState
+    status: ResourceStatus
+    status_reason: str
+    min_vcpus: float
+    max_vcpus: float
+    options: Mapping[str, Any]
+    tags: Mapping[str, str]
+    hosts: tuple[HostDetail, ...]
+    created_at: datetime
+
+
+class QueueDetail(Struct, frozen=True, kw_only=True):
+    """A job queue. `unfinished` counts its jobs that have not ended, an array as one."""
+
+    name: str
+    priority: int
+    state: ResourceState
+    status: ResourceStatus
+    compute_environments: tuple[str, ...]
+    tags: Mapping[str, str]
+    unfinished: int
+    created_at: datetime
+
+
+class DefinitionDetail(Struct, frozen=True, kw_only=True):
+    """One revision of a job definition."""
+
+    name: str
+    revision: int
+    is_active: bool
+    command: tuple[str, ...]
+    script: str | None
+    environment: Mapping[str, str]
+    parameters: Mapping[str, str]
+    vcpus: float
+    memory_mib: int
+    gpus: int
+    retry: RetryStrategy
+    timeout_s: float | None
+    workdir: str | None
+    scratch: bool
+    scheduling_priority: int
+    tags: Mapping[str, str]
+    created_at: datetime
+
+    @property
+    def reference(self) -> str:
+        """`name:revision`, as `submit_job` takes it."""
+        return f"{self.name}:{self.revision}"
+
+
+def job_detail(state: KernelState, job: JobRow, index: int | None) -> JobDetail:
+    """A job as a whole, or one child of it."""
+    spec, is_parent = job.spec, job.size is not None and index is None
+    at = index or 0
+    attempts = () if is_parent else attempt_details(state, job, at)
+    last = attempts[-1] if attempts else None
+    status = job.status if index is None else STATUSES[job.children.status[at]]
+    status_reason, reason = _parent_reason(job) if is_parent else work_reason(job, at)
+    child_flag = job.flags.get(at) if index is not None else None
+    stopped = job.parent_stopped_ms if is_parent else _stopped_ms(job, at)
+    counts = job.children.counts
+    return JobDetail(
+        id=job.job_id if index is None else f"{job.job_id}:{index}",
+        name=job.name,
+        queue=job.queue,
+        status=status,
+        status_reason=status_reason,
+        reason=reason,
+        exit_code=last.exit_code if last is not None else None,
+        created_at=to_datetime(job.created_ms),
+        started_at=last.started_at if last is not None else None,
+        stopped_at=_time(stopped) if status.is_terminal else None,
+        attempts=attempts,
+        array_size=job.size if index is None else None,
+        index=index,
+        parent_id=None if index is None else job.job_id,
+        status_summary={s: counts[b] for b, s in enumerate(STATUSES)} if is_parent else None,
+        depends_on=tuple(_dependency(state, d.type, d.job, d.index) for d in job.depends_on),
+        definition=spec.definition,
+        command=spec.command,
+        script=spec.script,
+        environment=spec.environment,
+        parameters=spec.parameters,
+        vcpus=spec.vcpus_milli / 1000,
+        memory_mib=spec.memory_mib,
+        gpus=spec.gpus,
+        retry=spec.retry,
+        timeout_s=None if spec.timeout_ms is None else spec.timeout_ms / 1000,
+        scheduling_priority=spec.scheduling_priority,
+        tags=spec.tags,
+        is_cancelled=job.cancelled or child_flag is False,
+        is_terminated=job.terminated or child_flag is True,
+        client_token=job.token,
+        principal=job.principal,
+    )
+
+
+def _dependency(state: KernelState, kind: DependencyType, serial: int, index: int | None) -> DependencyDetail:
+    if kind is DependencyType.SEQUENTIAL:
+        return DependencyDetail(type=kind, job_id=None)
+    job_id = state.jobs[serial].job_id
+    return DependencyDetail(type=kind, job_id=job_id if index is None else f"{job_id}:{index}")
+
+
+def _parent_reason(job: JobRow) -> tuple[str | None, None]:
+    return (TEXT_CHILD_FAILED if job.parent == FAILED else None), None
+
+
+def work_reason(job: JobRow, index: int) -> tuple[str | None, str | None]:
+    """The status reason and the backend's reason of a single job or child as it is now."""
+    status_reason, reason = job.children.reason_of(index)
+    status = job.children.status[index]
+    if status < SUCCEEDED:
+        stop = job.stopping.get(index)
+        return (stop.reason if stop is not None else None), None
+    return status_reason or TEXT_ATTEMPT_ENDED, reason
+
+
+def _stopped_ms(job: JobRow, index: int) -> int:
+    stopped = job.children.stopped
+    return stopped[index] if stopped is not None else 0
+
+
+def attempt_details(state: KernelState, job: JobRow, index: int) -> tuple[AttemptDetail, ...]:
+    """Every attempt of a single job or child, oldest first."""
+    children = job.children
+    found = [
+        AttemptDetail(
+            number=past.number,
+            exit_code=None if past.code == NO_CODE else past.code,
+            status_reason=past.reason[0] or TEXT_ATTEMPT_ENDED,
+            reason=past.reason[1],
+            started_at=_time(past.started_ms),
+            stopped_at=_time(past.stopped_ms),
+            host=_host_name(state, past.host),
+        )
+        for past in children.past(index)
+    ]
+    number, status = children.number[index], children.status[index]
+    if number > len(found):
+        ended = status not in (STARTING, RUNNING)
+        status_reason, reason = work_reason(job, index)
+        code = children.code[index]
+        found.append(
+            AttemptDetail(
+                number=number,
+                exit_code=None if code == NO_CODE else code,
+                status_reason=status_reason,
+                reason=reason,
+                started_at=_time(children.times()[0][index]),
+                stopped_at=_time(_stopped_ms(job, index)) if ended else None,
+                host=_host_name(state, children.hosts()[index]),
+            )
+        )
+    return tuple(found)
+
+
+def _host_name(state: KernelState, serial: int) -> str | None:
+    host = state.hosts.get(serial)
+    return host.name if host is not None else None
+
+
+def job_summary(job: JobRow, index: int | None) -> JobSummary:
+    """A row of a list."""
+    is_parent = job.size is not None and index is None
+    at = index or 0
+    children = job.children
+    status = job.status if index is None else STATUSES[children.status[at]]
+    code = NO_CODE if is_parent else children.code[at]
+    started = 0 if is_parent or children.started is None else children.started[at]
+    stopped = job.parent_stopped_ms if is_parent else _stopped_ms(job, at)
+    return JobSummary(
+        id=job.job_id if index is None else f"{job.job_id}:{index}",
+        name=job.name,
+        queue=job.queue,
+        status=status,
+        status_reason=_parent_reason(job)[0] if is_parent else work_reason(job, at)[0],
+        exit_code=None if code == NO_CODE else code,
+        created_at=to_datetime(job.created_ms),
+        started_at=_time(started),
+        stopped_at=_time(stopped) if status.is_terminal else None,
+        array_size=job.size if index is None else None,
+        index=index,
+    )
+
+
+def environment_detail(state: KernelState, row: EnvironmentRow) -> EnvironmentDetail:
+    """An environment with its hosts."""
+    body = row.body
+    return EnvironmentDetail(
+        name=row.name,
+        backend=body.backend,
+        managed=body.managed,
+        state=body.state,
+        status=row.status,
+        status_reason=row.status_reason,
+        min_vcpus=body.min_vcpus_milli / 1000,
+        max_vcpus=body.max_vcpus_milli / 1000,
+        options=body.options,
+        tags=body.tags,
+        hosts=tuple(_host_detail(state.hosts[serial]) for serial in row.hosts.values()),
+        created_at=to_datetime(row.created_ms),
+    )
+
+
+def _host_detail(host: HostRow) -> HostDetail:
+    return HostDetail(
+        name=host.name,
+        zone=host.zone,
+        vcpus=host.vcpus_milli / 1000,
+        free_vcpus=host.free_vcpus_milli / 1000,
+        memory_mib=host.memory_mib,
+        free_memory_mib=None if host.memory_mib is None else host.free_memory_mib,
+        gpus=host.gpus,
+        free_gpus=tuple(host.free_gpus),
+        attempts=sum(host.load.values()),
+    )
+
+
+def queue_detail(row: QueueRow) -> QueueDetail:
+    """A queue."""
+    return QueueDetail(
+        name=row.name,
+        priority=row.body.priority,
+        state=row.body.state,
+        status=row.status,
+        compute_environments=row.body.compute_environments,
+        tags=row.body.tags,
+        unfinished=len(row.unfinished),
+        created_at=to_datetime(row.created_ms),
+    )
+
+
+def definition_detail(row: DefinitionRow) -> DefinitionDetail:
+    """A revision."""
+    body = row.body
+    return DefinitionDetail(
+        name=row.name,
+        revision=row.revision,
+        is_active=row.active,
+        command=body.command,
+        script=body.script,
+        environment=body.environment,
+        parameters=body.parameters,
+        vcpus=body.vcpus_milli / 1000,
+        memory_mib=body.memory_mib,
+        gpus=body.gpus,
+        retry=body.retry,
+        timeout_s=None if body.timeout_ms is None else body.timeout_ms / 1000,
+        workdir=body.workdir,
+        scratch=body.scratch,
+        scheduling_priority=body.scheduling_priority,
+        tags=body.tags,
+        created_at=to_datetime(row.created_ms),
+    )
+
+

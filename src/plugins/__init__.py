@@ -1,0 +1,1 @@
+"""Event sinks and front ends: clients of the public API."""

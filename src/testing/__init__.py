@@ -1,0 +1,1 @@
+"""What plugin authors and users' tests import: a null backend, a virtual clock."""
