@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Final
 
 import anyio
 import msgspec
-
 from anybatch.kernel.backend import (
     API_VERSION,
     AttemptKey,
@@ -114,7 +114,7 @@ class InlineBackend:
                     status_reason="Task failed to start", reason=f"{what}; the functions are: {known}",
                 )  # fmt: skip
                 continue
-            for key in launch.keys():
+            for key in launch.attempts():
                 if key not in self._tasks:
                     self._start(function, launch, key)
             self._context.started(launch.job_id, launch.number, launch.indexes)
@@ -144,7 +144,7 @@ class InlineBackend:
             result = task.result()
             if result is None:
                 return 0, None
-            if isinstance(result, int) and not isinstance(result, bool) and 0 <= result <= 255:  # noqa: PLR2004 - an exit code
+            if isinstance(result, int) and not isinstance(result, bool) and 0 <= result <= 255:
                 return result, None
             return 1, f"the function returned {result!r}; an exit code is 0 to 255, or None"
         if isinstance(error, SystemExit):
@@ -159,7 +159,7 @@ class InlineBackend:
             if task is None or key in self._stopped:
                 continue
             clock = self._context.clock
-            self._stopped[key] = clock.call_at(clock.now_ms() + grace_ms, lambda key=key: self._abandon(key))
+            self._stopped[key] = clock.call_at(clock.now_ms() + grace_ms, partial(self._abandon, key))
             task.cancel()
 
     def _abandon(self, key: AttemptKey) -> None:

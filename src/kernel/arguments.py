@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from .core.errors import InvalidValue
 from .core.inputs import DependencyRequest
@@ -153,7 +153,9 @@ def retry(field: str, value: object) -> RetryStrategy:
     if isinstance(value, Mapping):
         unknown = set(value) - {"attempts", "evaluate_on_exit"}
         if unknown:
-            raise InvalidValue(field, sorted(map(str, unknown))[0], "a retry strategy has attempts and evaluate_on_exit")
+            raise InvalidValue(
+                field, sorted(map(str, unknown))[0], "a retry strategy has attempts and evaluate_on_exit"
+            )
         if "attempts" not in value:
             raise InvalidValue(f"{field}.attempts", None, "RetryAttempts must be provided with retry strategy")
         entries = value.get("evaluate_on_exit", ())

@@ -98,7 +98,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     gpus: Mapping[int, tuple[int, ...]] = {}
     known_started: bool = False
 
-    def keys(self) -> list[AttemptKey]:
+    def attempts(self) -> list[AttemptKey]:
         """The attempts, one by one."""
         return [AttemptKey(self.job_id, index, self.number) for index in self.indexes]
 
@@ -170,7 +170,14 @@ class BackendContext(Protocol):
         for all attempts of the call.
         """
 
-    def timed_out(self, job_id: str, number: int, indexes: Sequence[int], codes: Sequence[int | None], at_ms: Sequence[int] | None = None) -> None:
+    def timed_out(
+        self,
+        job_id: str,
+        number: int,
+        indexes: Sequence[int],
+        codes: Sequence[int | None],
+        at_ms: Sequence[int] | None = None,
+    ) -> None:
         """These attempts have ended because the backend ended them at their `timeout_ms` (TO-3)."""
 
     def lost(self, job_id: str, number: int, indexes: Sequence[int], *, reason: str) -> None:

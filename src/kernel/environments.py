@@ -67,9 +67,13 @@ class Context:
         self.hosts[host] = None
         self._runtime.report(
             HostUp(
-                environment=self.settings.name, host=host, vcpus_milli=capacity.vcpus_milli,
-                memory_mib=capacity.memory_mib, gpus=capacity.gpus, zone=zone,
-            )  # fmt: skip
+                environment=self.settings.name,
+                host=host,
+                vcpus_milli=capacity.vcpus_milli,
+                memory_mib=capacity.memory_mib,
+                gpus=capacity.gpus,
+                zone=zone,
+            )
         )
 
     def host_down(self, host: str, reason: str) -> None:
@@ -125,9 +129,16 @@ class Context:
         if serial is not None:
             self._runtime.report(
                 Ended(
-                    environment=self.settings.name, job=serial, number=number, indexes=indexes, kind=kind,
-                    codes=codes, at_ms=at_ms, reason=reason, status_reason=status_reason,
-                )  # fmt: skip
+                    environment=self.settings.name,
+                    job=serial,
+                    number=number,
+                    indexes=indexes,
+                    kind=kind,
+                    codes=codes,
+                    at_ms=at_ms,
+                    reason=reason,
+                    status_reason=status_reason,
+                )
             )
 
     def unknown(self, job_id: str, number: int, indexes: Sequence[int]) -> None:
@@ -221,7 +232,7 @@ class Driver:
             with anyio.fail_after(START_S_MAX):
                 await self.backend.start(context, self._known())
             self._runtime.report(AllListed(environment=self.name, hosts=tuple(context.hosts)))
-        except Exception as e:  # noqa: BLE001 - a backend may raise anything
+        except Exception as e:
             self._fail("did not start", e)
 
     def _fail(self, what: str, error: Exception) -> None:
@@ -253,16 +264,20 @@ class Driver:
                 raise BackendError("the environment's backend is not running")
             with anyio.fail_after(LAUNCH_S_MAX):
                 await backend.launch(launches)
-        except Exception as e:  # noqa: BLE001 - a backend may raise anything
+        except Exception as e:
             if not isinstance(e, BackendError) or not e.retryable:
                 self._fail("could not launch", e)
             for effect in effects:
                 self._runtime.report(
                     Ended(
-                        environment=self.name, job=effect.job, number=effect.number, indexes=effect.indexes,
-                        codes=[None] * len(effect.indexes), reason=str(e) or type(e).__name__,
+                        environment=self.name,
+                        job=effect.job,
+                        number=effect.number,
+                        indexes=effect.indexes,
+                        codes=[None] * len(effect.indexes),
+                        reason=str(e) or type(e).__name__,
                         status_reason=TEXT_NOT_STARTED,
-                    )  # fmt: skip
+                    )
                 )
 
     async def _end(self, effects: list[StopAttempts]) -> None:
@@ -273,7 +288,7 @@ class Driver:
         try:
             with anyio.fail_after(STOP_S_MAX):
                 await self.backend.stop(keys, DEFAULT_GRACE_MS)
-        except Exception as e:  # noqa: BLE001 - a backend may raise anything
+        except Exception as e:
             self._fail("could not stop attempts", e)
 
     async def _close(self) -> None:
@@ -283,7 +298,7 @@ class Driver:
         try:
             with anyio.fail_after(CLOSE_S_MAX):
                 await backend.close()
-        except Exception as e:  # noqa: BLE001 - a backend may raise anything
+        except Exception as e:
             log.warning("backend_close_failed", environment=self.name, error=repr(e))
         if self._context is not None:
             self._context.closed = True

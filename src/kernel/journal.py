@@ -185,7 +185,9 @@ class FileJournal:
             kept = self._db.execute("SELECT MAX(seq) FROM snapshot").fetchone()[0] or 0
             self.last = max(row[0] + row[1] - 1 if row else 0, kept)
             self._epochs = self._db.execute("SELECT first, epoch FROM epoch ORDER BY first").fetchall()
-            self._since_snapshot = self._db.execute("SELECT TOTAL(LENGTH(data)) FROM log WHERE first > ?", (kept,)).fetchone()[0]
+            self._since_snapshot = self._db.execute(
+                "SELECT TOTAL(LENGTH(data)) FROM log WHERE first > ?", (kept,)
+            ).fetchone()[0]
             size = self._db.execute("SELECT LENGTH(data) FROM snapshot WHERE seq = ?", (kept,)).fetchone()
         except sqlite3.Error as e:
             raise JournalError(f"{self.path} cannot be used as a journal: {e}") from e
@@ -203,13 +205,17 @@ class FileJournal:
             found = db.execute("PRAGMA application_id").fetchone()[0]
             tables = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
             if found != APPLICATION_ID and tables:
-                raise JournalError(f"{self.path} is an SQLite database but not a journal of anybatch; give another path")
+                raise JournalError(
+                    f"{self.path} is an SQLite database but not a journal of anybatch; give another path"
+                )
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")
         db.execute("PRAGMA wal_autocheckpoint=0")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version > RECORD_VERSION:
-            text = f"{self.path} has record version {version}; this anybatch reads up to {RECORD_VERSION}: use a newer one"
+            text = (
+                f"{self.path} has record version {version}; this anybatch reads up to {RECORD_VERSION}: use a newer one"
+            )
             raise JournalError(text)
         if not version:
             db.executescript(
@@ -217,7 +223,9 @@ class FileJournal:
                 BEGIN;
                 PRAGMA application_id = {APPLICATION_ID};
                 PRAGMA user_version = {RECORD_VERSION};
-                CREATE TABLE log (first INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, count INTEGER NOT NULL, data BLOB NOT NULL);
+                CREATE TABLE log (
+                    first INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, count INTEGER NOT NULL, data BLOB NOT NULL
+                );
                 CREATE TABLE epoch (first INTEGER PRIMARY KEY, epoch INTEGER NOT NULL);
                 CREATE TABLE snapshot (seq INTEGER PRIMARY KEY, data BLOB NOT NULL);
                 COMMIT;
@@ -353,4 +361,3 @@ def _lock(path: Path, journal: Path) -> int:
 
 def _command_line() -> str:
     return " ".join(sys.argv)[:200]
-

@@ -240,11 +240,11 @@ class Kernel:
         """The environments whose attempts are ended: those that cannot outlive the kernel, or all of them."""
         if mode == "drain":
             return []
-        found = []
-        for driver in self._drivers.all():
-            if mode == "stop" or (driver.backend is not None and not driver.backend.capabilities.reattach):
-                found.append(driver.name)
-        return found
+        return [
+            driver.name
+            for driver in self._drivers.all()
+            if mode == "stop" or (driver.backend is not None and not driver.backend.capabilities.reattach)
+        ]
 
     @property
     def _live(self) -> Runtime:
@@ -558,15 +558,15 @@ class Kernel:
             tags=args.texts("tags", tags or {}),
             scheduling_priority=args.whole("scheduling_priority", scheduling_priority),
         )
-        request = RegisterDefinition(
-            name=args.text("name", name), body=body, exist_ok=args.flag("exist_ok", exist_ok)
-        )
+        request = RegisterDefinition(name=args.text("name", name), body=body, exist_ok=args.flag("exist_ok", exist_ok))
         found, revision = await self._open.request(request)
         return definition_detail(self._live.state.definitions[found][revision])
 
     async def deregister_job_definition(self, definition: str | DefinitionDetail) -> None:
         """Turn a revision, `name:revision`, INACTIVE: no new job can use it; jobs that do go on (JD-6)."""
-        reference = definition.reference if isinstance(definition, DefinitionDetail) else args.text("definition", definition)
+        reference = (
+            definition.reference if isinstance(definition, DefinitionDetail) else args.text("definition", definition)
+        )
         name, _, revision = reference.partition(":")
         if not revision.isdecimal():
             raise InvalidValue("definition", reference, "it names one revision: 'name:revision'")
@@ -624,7 +624,9 @@ class Kernel:
         compute_environments: Sequence[str] | None = None,
     ) -> QueueDetail:
         """Change what is given. A DISABLED queue takes no jobs; those that it has go on (JQ-7)."""
-        environments = None if compute_environments is None else args.names("compute_environments", compute_environments)
+        environments = (
+            None if compute_environments is None else args.names("compute_environments", compute_environments)
+        )
         request = UpdateQueue(
             name=args.text("name", name),
             priority=None if priority is None else args.whole("priority", priority),
@@ -743,7 +745,7 @@ class Kernel:
         runtime = self._open
         if after is None:
             return EventStream(runtime, runtime.journal.oldest - 1)
-        if not isinstance(after, tuple) or len(after) != 2 or not all(isinstance(part, int) for part in after):  # noqa: PLR2004
+        if not isinstance(after, tuple) or len(after) != 2 or not all(isinstance(part, int) for part in after):
             raise InvalidValue("after", after, "it is the id of an event: (epoch, sequence)")
         if after[1] > runtime.journal.last or after[1] < 0:
             raise InvalidValue("after", after, f"the newest event is {tuple(self.last_event_id())}")
@@ -761,7 +763,9 @@ def cpus() -> int:
 
 
 def _workdir(value: object) -> str | None:
-    return None if value is None else args.text("workdir", os.fspath(value) if isinstance(value, os.PathLike) else value)
+    return (
+        None if value is None else args.text("workdir", os.fspath(value) if isinstance(value, os.PathLike) else value)
+    )
 
 
 def _state(value: object) -> ResourceState:

@@ -35,14 +35,14 @@ def list_plugins() -> list[PluginInfo]:
                 plugin = point.load()
                 if group == "anybatch.backends":
                     _check(point.name, plugin)
-            except Exception as e:  # noqa: BLE001 - whatever a plugin raises is the finding
+            except Exception as e:
                 error = f"{type(e).__name__}: {e}"
             name = point.dist.name if point.dist else "?"
             version = point.dist.version if point.dist else "?"
             found.append(
                 PluginInfo(
                     group=group, name=point.name, target=point.value, distribution=name, version=version, error=error
-                )  # fmt: skip
+                )
             )
     return found
 
@@ -65,10 +65,8 @@ class BackendRegistry:
     def options(self, name: str) -> type[msgspec.Struct]:
         """The type that checks the options of an environment on this backend."""
         found: Any = self._find(name)
-        options = getattr(found, "Options", None)
-        if options is None:
-            options = getattr(getattr(found, "backend", None), "Options", None)
-        return options if options is not None else found().Options
+        options: type[msgspec.Struct] = found.Options if hasattr(found, "Options") else found().Options
+        return options
 
     def make(self, name: str, environment: str) -> Backend:
         """A backend for an environment.
@@ -79,8 +77,8 @@ class BackendRegistry:
         found = self._find(name)
         if isinstance(found, Backend) and not isinstance(found, type):
             if self._lent.setdefault(name, environment) != environment:
-                text = f"the backend passed in as {name!r} serves environment {self._lent[name]!r}; pass a factory to use it for {environment!r} too"
-                raise PluginError(text)
+                text = f"the backend passed in as {name!r} serves environment {self._lent[name]!r}"
+                raise PluginError(f"{text}; pass a factory to use it for {environment!r} too")
             return found
         made = found()
         _check(name, made)
@@ -107,7 +105,11 @@ class BackendRegistry:
 def _check(name: str, plugin: Any) -> None:
     version = getattr(plugin, "api_version", None)
     if version != API_VERSION:
-        raise PluginError(f"backend {name!r} is for protocol version {version}; this kernel speaks version {API_VERSION}")
-    missing = [a for a in ("capabilities", "Options", "start", "launch", "stop", "logs", "close") if not hasattr(plugin, a)]
+        raise PluginError(
+            f"backend {name!r} is for protocol version {version}; this kernel speaks version {API_VERSION}"
+        )
+    missing = [
+        a for a in ("capabilities", "Options", "start", "launch", "stop", "logs", "close") if not hasattr(plugin, a)
+    ]
     if missing:
         raise PluginError(f"backend {name!r} lacks {', '.join(missing)}")

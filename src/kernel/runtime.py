@@ -168,7 +168,7 @@ class Runtime:
             return
         try:
             self._run_turn()
-        except BaseException as e:  # noqa: BLE001 - whatever it is, nothing may go on
+        except BaseException as e:
             self.fail(e)
 
     def _run_turn(self) -> None:

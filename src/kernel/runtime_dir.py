@@ -23,11 +23,15 @@ def runtime_dir(kernel_id: str, given: str | os.PathLike[str] | None = None) -> 
     if given is not None:
         parents = [Path(given)]
     else:
-        parents = [Path(tempfile.gettempdir()) / f"anybatch-{os.getuid()}", Path("/tmp") / f"anybatch-{os.getuid()}"]  # noqa: S108 - checked below
+        parents = [Path(tempfile.gettempdir()) / f"anybatch-{os.getuid()}", Path("/tmp") / f"anybatch-{os.getuid()}"]
         if runtime := os.environ.get("XDG_RUNTIME_DIR"):
             parents.insert(0, Path(runtime) / "anybatch")
     for parent in parents:
-        if len(os.fsencode(parent)) + 1 + len(kernel_id) > PATH_BYTES_MAX and given is None and parent is not parents[-1]:
+        if (
+            len(os.fsencode(parent)) + 1 + len(kernel_id) > PATH_BYTES_MAX
+            and given is None
+            and parent is not parents[-1]
+        ):
             continue
         try:
             parent.mkdir(mode=0o700, parents=True, exist_ok=True)

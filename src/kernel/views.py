@@ -395,5 +395,3 @@ def definition_detail(row: DefinitionRow) -> DefinitionDetail:
         tags=body.tags,
         created_at=to_datetime(row.created_ms),
     )
-
-

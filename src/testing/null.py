@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import ClassVar
 
 import msgspec
-
 from anybatch.kernel.backend import API_VERSION, AttemptKey, BackendContext, Capabilities, Capacity, Launch
 from anybatch.kernel.clock import Timer
 
@@ -38,7 +37,7 @@ class NullBackend:
     def __init__(self, model: Model | None = None, *, exit_code: int = 0, seed: int = 0) -> None:
         self._model = model
         self._exit_code = exit_code
-        self._random = random.Random(seed)  # noqa: S311 - an order, not a secret
+        self._random = random.Random(seed)
         self._due: list[Launch] = []
         self._timers: dict[AttemptKey, Timer] = {}
         self._scheduled = False
@@ -46,9 +45,7 @@ class NullBackend:
     async def start(self, context: BackendContext, known: Sequence[Launch]) -> None:
         self._context = context
         options = msgspec.convert(context.settings.options, NullOptions)
-        capacity = Capacity(
-            vcpus_milli=context.settings.max_vcpus_milli, memory_mib=options.memory, gpus=options.gpus
-        )
+        capacity = Capacity(vcpus_milli=context.settings.max_vcpus_milli, memory_mib=options.memory, gpus=options.gpus)
         context.host_up("null", capacity)
         for launch in known:
             context.lost(launch.job_id, launch.number, launch.indexes, reason="the process that held it has ended")
@@ -77,7 +74,7 @@ class NullBackend:
 
     def _schedule(self, launch: Launch, model: Model) -> None:
         now = self._context.clock.now_ms()
-        for key in launch.keys():
+        for key in launch.attempts():
             if key in self._timers:
                 continue
             seconds, code = model(key)

@@ -153,7 +153,6 @@ def substitute(command: tuple[str, ...], parameters: Mapping[str, str]) -> tuple
 
 def merge(body: DefinitionBody, overrides: Overrides, definition: str | None) -> JobSpec:
     """A submit's overrides laid over a definition, with parameters put in (SJ-5, PA-1..PA-6)."""
-
     parameters = {**body.parameters, **overrides.parameters}
     return JobSpec(
         command=substitute(body.command if overrides.command is None else overrides.command, parameters),

@@ -212,7 +212,9 @@ class Children:
         for number, row in enumerate(history.rows(index), 1):
             started, duration = history.started[row], history.long.get(row, history.duration[row])
             begin, end = (started, started + duration) if started > 0 else (0, -started)
-            yield PastAttempt(number, history.code[row], begin, end, history.host[row], self.reasons[history.reason[row]])
+            yield PastAttempt(
+                number, history.code[row], begin, end, history.host[row], self.reasons[history.reason[row]]
+            )
 
 
 def fill(column: array[int], indexes: Sequence[int], value: int) -> None:

@@ -12,10 +12,11 @@ meaning is a new tag.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from msgspec import Struct
 
-from .model import Dependency, DefinitionBody, EnvironmentBody, JobSpec, QueueBody, ResourceStatus
+from .model import DefinitionBody, Dependency, EnvironmentBody, JobSpec, QueueBody, ResourceStatus
 
 RECORD_VERSION = 1
 """Of all the records below; a journal with a higher one is refused."""
@@ -268,6 +269,6 @@ def run_fields(indexes: Sequence[int]) -> tuple[int, int, Sequence[int] | None]:
     first = indexes[0]
     if n == 1:
         return first, first + 1, None
-    if indexes[-1] - first == n - 1 and all(b - a == 1 for a, b in zip(indexes, indexes[1:], strict=False)):
+    if indexes[-1] - first == n - 1 and all(b - a == 1 for a, b in pairwise(indexes)):
         return first, first + n, None
     return 0, 0, indexes

@@ -44,7 +44,7 @@ from .state import (
     QueueRow,
     Stop,
 )
-from .states import FAILED, PENDING, RUNNABLE, RUNNING, STARTING, SUCCEEDED, Kind, Trigger, next_status, STATUSES
+from .states import FAILED, PENDING, RUNNABLE, RUNNING, STARTING, STATUSES, SUCCEEDED, Kind, Trigger, next_status
 
 TIMER_SLACK = 1024
 """Outdated entries that the timer heap may hold beyond four times the live ones."""
@@ -262,7 +262,7 @@ def _attempts_started(state: KernelState, event: AttemptsStarted, at_ms: int) ->
 
 def arm_timeouts(state: KernelState, job: JobRow, indexes: Sequence[int], number: int) -> None:
     """Enter the deadlines of these running attempts, those that fall together as one."""
-    assert job.spec.timeout_ms is not None  # noqa: S101 - callers have looked
+    assert job.spec.timeout_ms is not None
     started, timers = job.children.times()[0], state.timers
     together: dict[int, list[int]] = {}
     for i in indexes:
@@ -398,9 +398,12 @@ def _host_joined(state: KernelState, event: HostJoined) -> None:
         used_memory = 0
     used_vcpus = host.vcpus_milli - host.free_vcpus_milli
     used_gpus = set(host.gpus) - set(host.free_gpus)
-    host.vcpus_milli, host.memory_mib, host.gpus, host.zone = event.vcpus_milli, event.memory_mib, event.gpus, event.zone
+    host.vcpus_milli, host.memory_mib, host.gpus, host.zone = (
+        event.vcpus_milli,
+        event.memory_mib,
+        event.gpus,
+        event.zone,
+    )
     host.free_memory_mib = memory - used_memory
     host.free_gpus = sorted(set(event.gpus) - used_gpus)
     state.rank_host(host, event.vcpus_milli - used_vcpus)
-
-

@@ -33,7 +33,9 @@ def follow(state: KernelState, event: AnyEvent) -> Iterator[AnyEvent]:
     match event:
         case AttemptsEnded():
             if event.status != RUNNABLE:
-                yield from _children_ended(state, state.jobs[event.job], event.each(), succeeded=event.status == SUCCEEDED)
+                yield from _children_ended(
+                    state, state.jobs[event.job], event.each(), succeeded=event.status == SUCCEEDED
+                )
         case WorkFailed():
             yield from _children_ended(state, state.jobs[event.job], event.each(), succeeded=False)
         case CancelRequested():
@@ -159,7 +161,9 @@ def _next_in_sequence(state: KernelState, job: JobRow, after: int, *, succeeded:
         yield WorkFailed(job.serial, after, stop, None, TEXT_DEPENDENCY_FAILED)
 
 
-def _matching_children(state: KernelState, job: JobRow, indexes: Sequence[int], *, succeeded: bool) -> Iterator[AnyEvent]:
+def _matching_children(
+    state: KernelState, job: JobRow, indexes: Sequence[int], *, succeeded: bool
+) -> Iterator[AnyEvent]:
     """N_TO_N: the children of `job` with these indexes (DEP-7)."""
     children = job.children
     if children.counts[PENDING] == children.size:

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from .model import DependencyType, DefinitionBody, EnvironmentBody, ExitKind, Overrides, QueueBody, ResourceState
+from .model import DefinitionBody, DependencyType, EnvironmentBody, ExitKind, Overrides, QueueBody, ResourceState
 
 
 class Input(Struct, frozen=True, kw_only=True):
@@ -29,7 +29,10 @@ class DependencyRequest(Struct, frozen=True):
 
 
 class SubmitJob(Request, frozen=True, kw_only=True):
-    """Queue a job. `job_id` is a fresh UUID; `definition` is `name` or `name:revision`, or None to use `overrides` alone."""
+    """Queue a job.
+
+    `job_id` is a fresh UUID; `definition` is `name` or `name:revision`, or None to use `overrides` alone.
+    """
 
     job_id: str
     name: str

@@ -27,7 +27,7 @@ def check_invariants(state: KernelState) -> None:
     _check_snapshot(state)
 
 
-def _require(truth: bool, rule: str, *about: object) -> None:  # noqa: FBT001
+def _require(truth: bool, rule: str, *about: object) -> None:
     if not truth:
         raise InvariantBroken(f"{rule}: {about}")
 
@@ -35,7 +35,9 @@ def _require(truth: bool, rule: str, *about: object) -> None:  # noqa: FBT001
 def _check_counts(job: JobRow) -> None:
     children = job.children
     found = [children.status.count(byte) for byte in range(len(STATUSES))]
-    _require(found == children.counts, "the status summary counts the status column", job.serial, found, children.counts)
+    _require(
+        found == children.counts, "the status summary counts the status column", job.serial, found, children.counts
+    )
     _require(sum(children.counts) == children.size, "the status summary sums to the size", job.serial)
     runnable = children.status.find(RUNNABLE)
     _require(runnable < 0 or children.cursor <= runnable, "no child below the cursor is runnable", job.serial)
@@ -53,7 +55,9 @@ def _check_parent(job: JobRow) -> None:
     if job.size is None:
         return
     ended = job.children.counts[SUCCEEDED] + job.children.counts[FAILED] == job.size
-    _require(job.parent in (PENDING, SUCCEEDED, FAILED), "a parent is PENDING or has ended (AR-2)", job.serial, job.parent)
+    _require(
+        job.parent in (PENDING, SUCCEEDED, FAILED), "a parent is PENDING or has ended (AR-2)", job.serial, job.parent
+    )
     _require(job.ended == ended, "a parent ends with its last child (AR-4, AR-5)", job.serial)
     if ended:
         all_fine = not job.children.counts[FAILED]
@@ -70,7 +74,9 @@ def _check_waiting(state: KernelState, job: JobRow) -> None:
             blockers += not done
             last = other.status if dependency.index is None else STATUSES[other.children.status[dependency.index]]
             failed += last == STATUSES[FAILED]
-    _require(job.blockers == blockers, "blockers count the unfinished jobs waited for", job.serial, job.blockers, blockers)
+    _require(
+        job.blockers == blockers, "blockers count the unfinished jobs waited for", job.serial, job.blockers, blockers
+    )
     for i in range(job.children.size):
         status = job.children.status[i]
         _require(status != SUBMITTED, "nothing stays SUBMITTED after a step", job.serial, i)
@@ -80,7 +86,9 @@ def _check_waiting(state: KernelState, job: JobRow) -> None:
         free = not blockers and not failed and all(s == SUCCEEDED for s in others)
         if status == PENDING:
             _require(not free, "a PENDING child waits for something", job.serial, i)
-            _require(not failed and FAILED not in others, "what depends on a FAILED job is FAILED (DEP-6)", job.serial, i)
+            _require(
+                not failed and FAILED not in others, "what depends on a FAILED job is FAILED (DEP-6)", job.serial, i
+            )
         elif status in (RUNNABLE, STARTING, RUNNING, SUCCEEDED):
             _require(free, "what may run waits for nothing (ST-3)", job.serial, i)
     queue = state.queues.get(job.queue)

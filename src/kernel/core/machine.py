@@ -111,7 +111,7 @@ def replay(state: KernelState, events: Iterable[AnyEvent], at_ms: int) -> None:
         evolve(state, event, at_ms)
 
 
-def decide(state: KernelState, item: Input) -> tuple[Iterable[AnyEvent], Any]:  # noqa: PLR0911
+def decide(state: KernelState, item: Input) -> tuple[Iterable[AnyEvent], Any]:
     """The events that an input leads to by itself, and the reply to a request.
 
     Events of one input may be worked out lazily: each is applied before the next is asked for.
@@ -180,9 +180,13 @@ def _decide_stop(state: KernelState, request: StopJob) -> list[AnyEvent]:
         return []
     return [
         CancelRequested(
-            job.serial, None if job.size is None else index, request.terminate, request.reason,
-            request.principal, request.request_id,
-        )  # fmt: skip
+            job.serial,
+            None if job.size is None else index,
+            request.terminate,
+            request.reason,
+            request.principal,
+            request.request_id,
+        )
     ]
 
 
@@ -206,7 +210,9 @@ def _decide_tick(state: KernelState) -> Iterator[AnyEvent]:
         job = state.jobs[serial]
         children = job.children
         late = [
-            i for i in indexes if children.number[i] == number and children.status[i] == RUNNING and i not in job.stopping
+            i
+            for i in indexes
+            if children.number[i] == number and children.status[i] == RUNNING and i not in job.stopping
         ]
         if late:
             yield StopRequested(serial, *run_fields(late), number, StopKind.TIMEOUT)

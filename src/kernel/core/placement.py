@@ -74,7 +74,9 @@ def _head_key(state: KernelState, lane: Lane) -> tuple[int, int] | None:
     return None
 
 
-def _place_head(state: KernelState, lane: Lane, environments: Sequence[EnvironmentRow], most: int) -> AttemptsPlaced | None:
+def _place_head(
+    state: KernelState, lane: Lane, environments: Sequence[EnvironmentRow], most: int
+) -> AttemptsPlaced | None:
     """Place as much of the lane's head as goes to one host, or None if it fits nowhere."""
     shape = lane.shape
     host = next((h for e in environments if (h := best_host(state, e, shape)) is not None), None)

@@ -51,7 +51,9 @@ def decide_started(state: KernelState, report: Started) -> Iterator[AnyEvent]:
         ages: list[int] | int = 0
     else:
         pairs = [
-            (i, at) for i, at in zip(report.indexes, report.at_ms, strict=True) if status[i] == STARTING and number[i] == n
+            (i, at)
+            for i, at in zip(report.indexes, report.at_ms, strict=True)
+            if status[i] == STARTING and number[i] == n
         ]
         fresh = [i for i, _ in pairs]
         ages = _ages(state, [at for _, at in pairs])

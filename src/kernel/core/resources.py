@@ -97,7 +97,9 @@ def decide_create_queue(state: KernelState, request: CreateQueue) -> list[AnyEve
         _check_equal("job queue", request.name, row.body, request.body)
         return []
     if len(state.queues) >= state.quotas.job_queues_max:
-        raise QuotaExceeded("name", request.name, f"at most {state.quotas.job_queues_max} job queues (quota job_queues_max)")
+        raise QuotaExceeded(
+            "name", request.name, f"at most {state.quotas.job_queues_max} job queues (quota job_queues_max)"
+        )
     _check_queue(state, request.body, request.body.compute_environments)
     return [QueuePut(request.name, request.body, request.principal, request.request_id)]
 
@@ -116,7 +118,8 @@ def _check_queue(state: KernelState, body: QueueBody, changed: tuple[str, ...]) 
         if environment is None:
             raise NotFound("compute environment", name)
         if name in changed and environment.status is not ResourceStatus.VALID:
-            why = f"it is {environment.status} ({environment.status_reason}). It must be valid before attaching it to the job queue."
+            found = f"it is {environment.status} ({environment.status_reason})"
+            why = f"{found}. It must be valid before attaching it to the job queue."
             raise Conflict("compute environment", name, why, field="compute_environments")
 
 
@@ -227,4 +230,3 @@ def decide_delete_environment(state: KernelState, request: DeleteEnvironment) ->
     if busy:
         raise Conflict("compute environment", request.name, f"Cannot delete: {busy} attempts are still running on it")
     return [EnvironmentDeleted(request.name, request.principal, request.request_id)]
-

@@ -27,7 +27,9 @@ def is_match(entry: EvaluateOnExit, status_reason: str | None, reason: str | Non
     )
 
 
-def wants_retry(strategy: RetryStrategy, used: int, status_reason: str | None, reason: str | None, exit_code: int | None) -> bool:
+def wants_retry(
+    strategy: RetryStrategy, used: int, status_reason: str | None, reason: str | None, exit_code: int | None
+) -> bool:
     """Whether a failed attempt is to be followed by another, `used` attempts having been used up with it.
 
     Entries are tried in order and the first match decides; without a match the answer is yes (EX-4).

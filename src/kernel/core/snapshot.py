@@ -40,7 +40,15 @@ from .states import RUNNABLE, RUNNING, STARTING, STATUSES
 SNAPSHOT_VERSION = 1
 
 _COLUMNS = (("host", "I"), ("started", "q"), ("stopped", "q"), ("reason", "H"))
-_HISTORY = (("head", "I"), ("prev", "I"), ("started", "q"), ("duration", "I"), ("host", "I"), ("code", "h"), ("reason", "H"))
+_HISTORY = (
+    ("head", "I"),
+    ("prev", "I"),
+    ("started", "q"),
+    ("duration", "I"),
+    ("host", "I"),
+    ("code", "h"),
+    ("reason", "H"),
+)
 
 
 class _Job(Struct, array_like=True):
@@ -162,8 +170,7 @@ def _front(state: KernelState, queue: QueueRow) -> list[tuple[int, int, int, int
         (turn, serial, index, number)
         for lane in queue.lanes.values()
         for turn, serial, index, number in lane.front
-        if state.jobs[serial].children.status[index] == RUNNABLE
-        and state.jobs[serial].children.number[index] == number
+        if state.jobs[serial].children.status[index] == RUNNABLE and state.jobs[serial].children.number[index] == number
     )
 
 

@@ -47,7 +47,9 @@ class JobRow:
         "flags",
     )  # fmt: skip
 
-    def __init__(self, serial: int, job_id: str, name: str, queue: str, spec: JobSpec, size: int | None, created_ms: int) -> None:
+    def __init__(
+        self, serial: int, job_id: str, name: str, queue: str, spec: JobSpec, size: int | None, created_ms: int
+    ) -> None:
         self.serial = serial
         self.job_id = job_id
         self.name = name
@@ -273,5 +275,3 @@ class KernelState:
         at = bisect_left(by_free, (host.free_vcpus_milli, host.serial))
         if at < len(by_free) and by_free[at] == (host.free_vcpus_milli, host.serial):
             del by_free[at]
-
-

@@ -66,7 +66,9 @@ def _spec(state: KernelState, request: SubmitJob) -> JobSpec:
     check_tags(spec.tags, state.quotas)
     size = len(msgspec.msgpack.encode(request.overrides)) - len((request.overrides.script or "").encode())
     if size > state.quotas.submit_bytes_max:
-        allowed = f"a submit has at most {state.quotas.submit_bytes_max} bytes beside its script (quota submit_bytes_max)"
+        allowed = (
+            f"a submit has at most {state.quotas.submit_bytes_max} bytes beside its script (quota submit_bytes_max)"
+        )
         raise QuotaExceeded("command", size, allowed)
     return spec
 
