@@ -214,6 +214,11 @@ def script(field: str, value: object) -> str:
     return body
 
 
+def workdir(value: object) -> str | None:
+    """A folder's path, or None."""
+    return None if value is None else text("workdir", os.fspath(value) if isinstance(value, os.PathLike) else value)
+
+
 def job_reference(field: str, value: object) -> str:
     """A job's id or name, from a text or from a handle."""
     found = getattr(value, "id", value)

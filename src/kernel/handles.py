@@ -9,7 +9,7 @@ from .core.errors import InvalidValue, NotFound
 from .views import JobDetail
 
 if TYPE_CHECKING:
-    from .kernel import Kernel
+    from .job_calls import JobCalls
 
 
 class JobHandle:
@@ -17,7 +17,7 @@ class JobHandle:
 
     __slots__ = ("_kernel", "array_size", "id", "name")
 
-    def __init__(self, kernel: Kernel, job_id: str, name: str, array_size: int | None) -> None:
+    def __init__(self, kernel: JobCalls, job_id: str, name: str, array_size: int | None) -> None:
         self._kernel = kernel
         self.id = job_id
         """The job's id, or the child's: `<job>:<index>`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import ClassVar
 
 import msgspec
@@ -78,9 +79,7 @@ class NullBackend:
             if key in self._timers:
                 continue
             seconds, code = model(key)
-            self._timers[key] = self._context.clock.call_at(
-                now + round(seconds * 1000), lambda key=key, code=code: self._exit(key, code)
-            )
+            self._timers[key] = self._context.clock.call_at(now + round(seconds * 1000), partial(self._exit, key, code))
 
     def _exit(self, key: AttemptKey, code: int) -> None:
         if self._timers.pop(key, None) is not None:
@@ -95,7 +94,7 @@ class NullBackend:
 
     async def logs(self, attempt: AttemptKey, *, follow: bool) -> AsyncIterator[bytes]:
         """Nothing: nothing was run."""
-        for piece in ():
+        for piece in list[bytes]():
             yield piece
 
     async def close(self) -> None:

@@ -1,0 +1,243 @@
+"""The Kernel's methods on jobs: submit, describe, list, wait, cancel, terminate, logs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from . import arguments as args
+from .backend import AttemptKey
+from .calls import Calls
+from .core.errors import Conflict, InvalidValue, NotFound
+from .core.inputs import StopJob, SubmitJob
+from .core.model import Overrides, RetryStrategy
+from .core.resources import get_queue
+from .core.state import JobRow
+from .core.states import STATUSES, JobStatus
+from .handles import JobHandle
+from .views import DefinitionDetail, JobDetail, JobSummary, job_detail, job_summary
+
+JobReference = str | JobHandle
+DependsOn = Iterable["JobReference | args.NToN | args.Sequential | Mapping[str, Any]"]
+
+LIST_PAGE: Final = 500
+"""Jobs that `list_jobs` looks at between two pauses for the event loop."""
+
+
+class JobCalls(Calls):
+    """The methods on jobs."""
+
+    async def submit_job(
+        self,
+        name: str,
+        *,
+        queue: str,
+        definition: str | DefinitionDetail | None = None,
+        array_size: int | None = None,
+        depends_on: DependsOn | None = None,
+        command: Sequence[str] | None = None,
+        script: str | os.PathLike[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        parameters: Mapping[str, str] | None = None,
+        vcpus: float | None = None,
+        memory: int | str | None = None,
+        gpus: int | None = None,
+        retry: int | RetryStrategy | Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        workdir: str | None = None,
+        scratch: bool | None = None,
+        tags: Mapping[str, str] | None = None,
+        scheduling_priority: int | None = None,
+        client_token: str | None = None,
+    ) -> JobHandle:
+        """Queue a job; returns once that is on disk.
+
+        `definition` is a name (its newest ACTIVE revision) or `name:revision`; without one, `command` or
+        `script` says what to run. `array_size` makes it an array of that many children. `depends_on` lists
+        jobs that have to have SUCCEEDED (ids, handles, or names: the one unfinished job of that name, else
+        its newest finished one), `n_to_n(job)` and `SEQUENTIAL`. What else is given overrides the
+        definition: `environment` and `parameters` are merged by name, the rest replaces. `timeout` is in
+        seconds per attempt, `memory` in MiB or a text such as "2GiB". A `client_token` used before returns
+        the job that it was first used for.
+
+        Raises:
+            InvalidValue, QuotaExceeded, NotFound, Conflict: nothing was queued.
+        """
+        if isinstance(definition, DefinitionDetail):
+            definition = definition.reference
+        overrides = Overrides(
+            command=None if command is None else args.command("command", command),
+            script=None if script is None else args.script("script", script),
+            environment=args.texts("environment", environment or {}),
+            parameters=args.texts("parameters", parameters or {}),
+            vcpus_milli=None if vcpus is None else args.milli("vcpus", vcpus),
+            memory_mib=None if memory is None else args.mebibytes("memory", memory),
+            gpus=None if gpus is None else args.whole("gpus", gpus),
+            retry=None if retry is None else args.retry("retry", retry),
+            timeout_ms=None if timeout is None else args.milliseconds("timeout", timeout),
+            workdir=args.workdir(workdir),
+            scratch=None if scratch is None else args.flag("scratch", scratch),
+            tags=args.texts("tags", tags or {}),
+            scheduling_priority=(
+                None if scheduling_priority is None else args.whole("scheduling_priority", scheduling_priority)
+            ),
+        )
+        request = SubmitJob(
+            job_id=self._ids.job_id(),
+            name=args.text("name", name),
+            queue=args.text("queue", queue),
+            definition=args.optional_text("definition", definition),
+            overrides=overrides,
+            size=None if array_size is None else args.whole("array_size", array_size),
+            depends_on=args.dependencies("depends_on", depends_on),
+            client_token=args.optional_text("client_token", client_token),
+        )
+        serial = await self._open.request(request)
+        return self._handle(self._live.state.jobs[serial])
+
+    def _handle(self, job: JobRow, index: int | None = None) -> JobHandle:
+        if index is None:
+            return JobHandle(self, job.job_id, job.name, job.size)
+        return JobHandle(self, f"{job.job_id}:{index}", job.name, None)
+
+    def job(self, job: JobReference) -> JobHandle:
+        """The handle of a job or child."""
+        row, index = self._find(job)
+        return self._handle(row, index)
+
+    async def describe_job(self, job: JobReference) -> JobDetail:
+        """What a job or child is and how it stands."""
+        row, index = self._find(job)
+        return job_detail(self._live.state, row, index)
+
+    async def describe_jobs(self, jobs: Iterable[JobReference]) -> list[JobDetail]:
+        """The same for several, in the order asked for.
+
+        Raises:
+            NotFound: one of them does not exist.
+        """
+        if isinstance(jobs, (str, JobHandle)):
+            raise InvalidValue("jobs", jobs, "it is a list of ids or handles; describe_job takes a single one")
+        found = [self._find(job) for job in jobs]
+        return [job_detail(self._live.state, row, index) for row, index in found]
+
+    async def list_jobs(
+        self,
+        *,
+        queue: str | None = None,
+        status: JobStatus | str | Iterable[JobStatus | str] | None = None,
+        name: str | None = None,
+        parent: JobReference | None = None,
+    ) -> AsyncIterator[JobSummary]:
+        """Jobs that fit everything given, newest first; or with `parent` the children of an array, by index.
+
+        `name` is exact, or a prefix with a trailing `*`. What is submitted during the iteration may be left out.
+        """
+        state = self._open.state
+        wanted = args.statuses("status", status)
+        pattern = args.optional_text("name", name)
+        if queue is not None:
+            get_queue(state, args.text("queue", queue))
+        if parent is not None:
+            row, index = self._find(parent)
+            if row.size is None or index is not None:
+                raise InvalidValue("parent", getattr(parent, "id", parent), "only an array job has children")
+            if (queue is not None and row.queue != queue) or not _fits(row.name, pattern):
+                return
+            for start in range(0, row.size, LIST_PAGE):
+                for i in range(start, min(start + LIST_PAGE, row.size)):
+                    if wanted is None or STATUSES[row.children.status[i]] in wanted:
+                        yield job_summary(row, i)
+                await asyncio.sleep(0)
+            return
+        for serials in _pages(sorted(state.jobs, reverse=True)):
+            for serial in serials:
+                job = state.jobs.get(serial)
+                if job is None or (queue is not None and job.queue != queue):
+                    continue
+                if (wanted is None or job.status in wanted) and _fits(job.name, pattern):
+                    yield job_summary(job, None)
+            await asyncio.sleep(0)
+
+    async def wait(self, job: JobReference) -> JobDetail:
+        """Return what a job or child is once it has ended. Cancelling the wait does not cancel the job."""
+        row, index = self._find(job)
+        await self._live.wait_ended(row.serial, index)
+        return job_detail(self._live.state, row, index)
+
+    async def cancel_job(self, job: JobReference, reason: str) -> None:
+        """End what of the job has not reached STARTING: it is FAILED with this reason (contract 2.5).
+
+        What runs goes on, what has ended stays as it is. An array's children are cancelled each by that rule.
+        """
+        await self._stop_job(job, reason, terminate=False)
+
+    async def terminate_job(self, job: JobReference, reason: str) -> None:
+        """End the job in any status: what waits is FAILED, what runs is stopped (SIGTERM, after 30 s SIGKILL).
+
+        Returns once that is asked for; the job is FAILED with this reason when its attempts have ended.
+        """
+        await self._stop_job(job, reason, terminate=True)
+
+    async def _stop_job(self, job: JobReference, reason: str, *, terminate: bool) -> None:
+        reference = args.job_reference("job", job)
+        request = StopJob(job=reference, reason=args.text("reason", reason), terminate=terminate)
+        await self._open.request(request)
+
+    async def logs(
+        self, job: JobReference, *, follow: bool = False, attempt: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """What an attempt has written, in pieces; the latest attempt unless `attempt` is given.
+
+        With `follow` until the attempt has ended (a job that waits is waited for).
+        """
+        row, index = self._find(job)
+        if row.size is not None and index is None:
+            raise InvalidValue("job", row.job_id, f"an array's logs are its children's; give {row.job_id}:<index>")
+        at = index or 0
+        if attempt is None and follow:
+            await self._wait_attempt(row, at)
+        number = row.children.number[at] if attempt is None else args.whole("attempt", attempt)
+        if attempt is not None and not 1 <= number <= row.children.number[at]:
+            raise NotFound("attempt", str(attempt), f"{row.job_id} has had {row.children.number[at]} attempts")
+        if number == 0:
+            return
+        host = self._live.state.hosts.get(row.children.hosts()[at])
+        if host is None:
+            raise Conflict("job", row.job_id, "the host that keeps its logs is gone")
+        backend = self._drivers[host.environment].backend
+        if backend is None:
+            await self._drivers.settle(host.environment)
+            backend = self._drivers[host.environment].backend
+        if backend is None:
+            raise Conflict("compute environment", host.environment, "it is INVALID; its logs cannot be read")
+        async for piece in backend.logs(AttemptKey(row.job_id, at, number), follow=follow):
+            yield piece
+
+    async def _wait_attempt(self, row: JobRow, index: int) -> None:
+        """Return once the job has had an attempt, or has ended without one."""
+        news = asyncio.Event()
+        unlisten = self._live.listen(news.set)
+        try:
+            while not row.children.number[index] and not STATUSES[row.children.status[index]].is_terminal:
+                news.clear()
+                await news.wait()
+                self._live.check_open()
+        finally:
+            unlisten()
+
+    async def read_logs(self, job: JobReference, *, attempt: int | None = None) -> bytes:
+        """All that an attempt has written so far."""
+        return b"".join([piece async for piece in self.logs(job, attempt=attempt)])
+
+
+def _fits(name: str, pattern: str | None) -> bool:
+    if pattern is None:
+        return True
+    return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
+
+
+def _pages(serials: list[int]) -> Iterable[list[int]]:
+    return (serials[at : at + LIST_PAGE] for at in range(0, len(serials), LIST_PAGE))

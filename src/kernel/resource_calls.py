@@ -1,0 +1,268 @@
+"""The Kernel's methods on job definitions, job queues and compute environments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from . import arguments as args
+from .calls import Calls
+from .core.errors import InvalidValue, NotFound
+from .core.inputs import (
+    CreateEnvironment,
+    CreateQueue,
+    DeleteEnvironment,
+    DeleteQueue,
+    DeregisterDefinition,
+    RegisterDefinition,
+    UpdateEnvironment,
+    UpdateQueue,
+)
+from .core.model import DefinitionBody, EnvironmentBody, QueueBody, ResourceState, RetryStrategy
+from .core.resources import get_environment, get_queue
+from .views import (
+    DefinitionDetail,
+    EnvironmentDetail,
+    QueueDetail,
+    definition_detail,
+    environment_detail,
+    queue_detail,
+)
+
+State = Literal["ENABLED", "DISABLED"]
+
+
+class ResourceCalls(Calls):
+    """The methods on definitions, queues and environments."""
+
+    # -- job definitions --------------------------------------------------------------------------
+
+    async def register_job_definition(
+        self,
+        name: str,
+        *,
+        command: Sequence[str] | None = None,
+        script: str | os.PathLike[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        parameters: Mapping[str, str] | None = None,
+        vcpus: float = 1,
+        memory: int | str = 0,
+        gpus: int = 0,
+        retry: int | RetryStrategy | Mapping[str, Any] = 1,
+        timeout: float | None = None,
+        workdir: str | None = None,
+        scratch: bool = False,
+        tags: Mapping[str, str] | None = None,
+        scheduling_priority: int = 0,
+        exist_ok: bool = False,
+    ) -> DefinitionDetail:
+        """Make the next revision of a definition; arguments as in `submit_job`.
+
+        `parameters` are the defaults of the command's `Ref::name` places. With `exist_ok`, the newest revision
+        is returned if it is equal.
+
+        Raises:
+            Conflict: with `exist_ok`, the newest revision differs in a field, which the error names.
+        """
+        body = DefinitionBody(
+            command=() if command is None else args.command("command", command),
+            script=None if script is None else args.script("script", script),
+            environment=args.texts("environment", environment or {}),
+            parameters=args.texts("parameters", parameters or {}),
+            vcpus_milli=args.milli("vcpus", vcpus),
+            memory_mib=args.mebibytes("memory", memory),
+            gpus=args.whole("gpus", gpus),
+            retry=args.retry("retry", retry),
+            timeout_ms=None if timeout is None else args.milliseconds("timeout", timeout),
+            workdir=args.workdir(workdir),
+            scratch=args.flag("scratch", scratch),
+            tags=args.texts("tags", tags or {}),
+            scheduling_priority=args.whole("scheduling_priority", scheduling_priority),
+        )
+        request = RegisterDefinition(name=args.text("name", name), body=body, exist_ok=args.flag("exist_ok", exist_ok))
+        found, revision = await self._open.request(request)
+        return definition_detail(self._live.state.definitions[found][revision])
+
+    async def deregister_job_definition(self, definition: str | DefinitionDetail) -> None:
+        """Turn a revision, `name:revision`, INACTIVE: no new job can use it; jobs that do go on (JD-6)."""
+        reference = (
+            definition.reference if isinstance(definition, DefinitionDetail) else args.text("definition", definition)
+        )
+        name, _, revision = reference.partition(":")
+        if not revision.isdecimal():
+            raise InvalidValue("definition", reference, "it names one revision: 'name:revision'")
+        await self._open.request(DeregisterDefinition(name=name, revision=int(revision)))
+
+    async def describe_job_definitions(
+        self, name: str | None = None, *, active: bool | None = None
+    ) -> list[DefinitionDetail]:
+        """Every revision, of one name or of all, by name and newest first; `active` keeps (in)active ones only."""
+        definitions = self._open.state.definitions
+        if name is not None and args.text("name", name) not in definitions:
+            raise NotFound("job definition", name)
+        chosen = sorted(definitions) if name is None else [name]
+        rows = [definitions[n][revision] for n in chosen for revision in sorted(definitions[n], reverse=True)]
+        return [definition_detail(row) for row in rows if active is None or row.active is active]
+
+    # -- job queues -------------------------------------------------------------------------------
+
+    async def create_job_queue(
+        self,
+        name: str,
+        *,
+        priority: int,
+        compute_environments: Sequence[str],
+        state: State = "ENABLED",
+        tags: Mapping[str, str] | None = None,
+        exist_ok: bool = False,
+    ) -> QueueDetail:
+        """Create a queue over one to three environments, tried in this order. Higher priorities go first.
+
+        With `exist_ok`, an equal queue that is there is returned.
+
+        Raises:
+            Conflict: it exists (with `exist_ok`: and differs in a field, which the error names), or an
+                environment is not VALID.
+        """
+        body = QueueBody(
+            priority=args.whole("priority", priority),
+            compute_environments=args.names("compute_environments", compute_environments),
+            state=_state(state),
+            tags=args.texts("tags", tags or {}),
+        )
+        for environment in body.compute_environments:
+            await self._drivers.settle(environment)
+        request = CreateQueue(name=args.text("name", name), body=body, exist_ok=args.flag("exist_ok", exist_ok))
+        await self._open.request(request)
+        return queue_detail(self._live.state.queues[name])
+
+    async def update_job_queue(
+        self,
+        name: str,
+        *,
+        priority: int | None = None,
+        state: State | None = None,
+        compute_environments: Sequence[str] | None = None,
+    ) -> QueueDetail:
+        """Change what is given. A DISABLED queue takes no jobs; those that it has go on (JQ-7)."""
+        environments = (
+            None if compute_environments is None else args.names("compute_environments", compute_environments)
+        )
+        request = UpdateQueue(
+            name=args.text("name", name),
+            priority=None if priority is None else args.whole("priority", priority),
+            state=None if state is None else _state(state),
+            compute_environments=environments,
+        )
+        await self._open.request(request)
+        return queue_detail(self._live.state.queues[name])
+
+    async def delete_job_queue(self, name: str) -> None:
+        """Delete a DISABLED queue. Its waiting jobs fail, its running ones are stopped; then it is gone (JQ-10)."""
+        await self._open.request(DeleteQueue(name=args.text("name", name)))
+
+    async def describe_job_queues(self, names: Sequence[str] | None = None) -> list[QueueDetail]:
+        """All queues, or those named (in that order)."""
+        state = self._open.state
+        chosen = sorted(state.queues) if names is None else args.names("names", names)
+        return [queue_detail(get_queue(state, name)) for name in chosen]
+
+    # -- compute environments ---------------------------------------------------------------------
+
+    async def create_compute_environment(
+        self,
+        name: str,
+        *,
+        backend: str,
+        max_vcpus: float | None = None,
+        min_vcpus: float = 0,
+        managed: bool = True,
+        state: State = "ENABLED",
+        options: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        exist_ok: bool = False,
+    ) -> EnvironmentDetail:
+        """Create an environment on a backend, and return once that has started or failed to.
+
+        `max_vcpus` None: as many as this process may use CPUs. `options` are the backend's own. If the backend
+        cannot start, the environment exists with status INVALID and the reason; `update_compute_environment`
+        tries again. With `exist_ok`, an equal environment that is there is returned.
+
+        Raises:
+            InvalidValue: also for options that the backend does not take.
+            PluginError: the backend is installed but cannot be loaded.
+            Conflict: it exists (with `exist_ok`: and differs in a field, which the error names).
+        """
+        self._check_options(args.text("backend", backend), options or {})
+        body = EnvironmentBody(
+            backend=backend,
+            managed=args.flag("managed", managed),
+            min_vcpus_milli=args.milli("min_vcpus", min_vcpus),
+            max_vcpus_milli=cpus() * 1000 if max_vcpus is None else args.milli("max_vcpus", max_vcpus),
+            state=_state(state),
+            options=msgspec.to_builtins(dict(options or {})),
+            tags=args.texts("tags", tags or {}),
+        )
+        request = CreateEnvironment(name=args.text("name", name), body=body, exist_ok=args.flag("exist_ok", exist_ok))
+        await self._open.request(request)
+        await self._drivers.settle(name)
+        return environment_detail(self._live.state, get_environment(self._live.state, name))
+
+    def _check_options(self, backend: str, options: object) -> None:
+        if not isinstance(options, Mapping):
+            raise InvalidValue("options", options, "it maps the names of the backend's options to values")
+        try:
+            msgspec.convert(dict(options), self._registry.options(backend))
+        except msgspec.ValidationError as e:
+            raise InvalidValue("options", dict(options), f"backend {backend!r}: {e}") from e
+
+    async def update_compute_environment(
+        self,
+        name: str,
+        *,
+        state: State | None = None,
+        min_vcpus: float | None = None,
+        max_vcpus: float | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> EnvironmentDetail:
+        """Change what is given, and return once the backend has started anew.
+
+        A DISABLED environment takes no new attempts; those that run go on (CE-6).
+        """
+        row = get_environment(self._open.state, args.text("name", name))
+        if options is not None:
+            self._check_options(row.body.backend, options)
+        request = UpdateEnvironment(
+            name=name,
+            state=None if state is None else _state(state),
+            min_vcpus_milli=None if min_vcpus is None else args.milli("min_vcpus", min_vcpus),
+            max_vcpus_milli=None if max_vcpus is None else args.milli("max_vcpus", max_vcpus),
+            options=None if options is None else msgspec.to_builtins(dict(options)),
+        )
+        await self._open.request(request)
+        await self._drivers.settle(name)
+        return environment_detail(self._live.state, get_environment(self._live.state, name))
+
+    async def delete_compute_environment(self, name: str) -> None:
+        """Delete a DISABLED environment that no queue names and nothing runs on (CE-16)."""
+        await self._open.request(DeleteEnvironment(name=args.text("name", name)))
+
+    async def describe_compute_environments(self, names: Sequence[str] | None = None) -> list[EnvironmentDetail]:
+        """All environments with their hosts, or those named (in that order)."""
+        state = self._open.state
+        chosen = sorted(state.environments) if names is None else args.names("names", names)
+        return [environment_detail(state, get_environment(state, name)) for name in chosen]
+
+
+def cpus() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _state(value: object) -> ResourceState:
+    if value not in tuple(ResourceState):
+        raise InvalidValue("state", value, "a state is ENABLED or DISABLED")
+    return ResourceState(str(value))
