@@ -100,7 +100,9 @@ class InlineBackend:
         options = msgspec.convert(context.settings.options, InlineOptions)
         context.host_up("inline", Capacity(vcpus_milli=context.settings.max_vcpus_milli, memory_mib=options.memory))
         for launch in known:
-            context.lost(launch.job_id, launch.number, launch.indexes, reason="the process that ran it has ended")
+            gone = [key.index for key in launch.attempts() if key not in self._tasks]
+            if gone:
+                context.lost(launch.job_id, launch.number, gone, reason="the process that ran it has ended")
 
     async def launch(self, launches: Sequence[Launch]) -> None:
         for launch in launches:

@@ -208,6 +208,9 @@ class Backend(Protocol):
     async def start(self, context: BackendContext, known: Sequence[Launch]) -> None:
         """Report hosts, and settle every known attempt; then be ready for `launch`.
 
+        Called again on a backend that works when its environment's settings have changed: `context` carries
+        the new ones and replaces the earlier context, attempts in flight go on and are among the known.
+
         Raises:
             BackendError: it cannot work as configured; the environment turns INVALID with the message.
         """

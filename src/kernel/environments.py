@@ -181,7 +181,7 @@ class Driver:
         self._wake.set()
 
     def restart(self) -> None:
-        """Start the backend anew: the environment was updated."""
+        """Tell the backend of an update, or start it anew if it could not work."""
         self.settled.clear()
         self._restart = True
         self._wake.set()
@@ -199,7 +199,6 @@ class Driver:
             while not self._stop:
                 if self._restart:
                     self._restart = False
-                    await self._close()
                     await self._start()
                     self.settled.set()
                 if not self._todo and not self._restart and not self._stop:
@@ -224,10 +223,13 @@ class Driver:
             options=body.options,
         )
         context = Context(self, settings, self._runtime, self._runtime_dir)
+        if self.backend is None or row.status is not ResourceStatus.VALID:
+            await self._close()
         try:
             context.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._backend_name = body.backend
-            self.backend = self._registry.make(body.backend, self.name)
+            if self.backend is None:
+                self.backend = self._registry.make(body.backend, self.name)
             self._context = context
             with anyio.fail_after(START_S_MAX):
                 await self.backend.start(context, self._known())
@@ -397,7 +399,15 @@ class Drivers:
 
     def launch(self, effect: LaunchAttempts) -> None:
         host = self._runtime.state.hosts[effect.host]
-        self._drivers[host.environment].put(effect)
+        self._put(host.environment, effect)
+
+    def _put(self, name: str, effect: LaunchAttempts | StopAttempts) -> None:
+        """Hand over now, or once it is on disk where the host can outlive this machine."""
+        driver = self._drivers[name]
+        if driver.backend is None or not driver.backend.capabilities.remote:
+            driver.put(effect)
+        else:
+            self._runtime.when_synced(lambda error: driver.put(effect) if error is None else None)
 
     def stop(self, effect: StopAttempts) -> None:
         state = self._runtime.state
@@ -408,7 +418,7 @@ class Drivers:
             if host is not None:
                 by_environment.setdefault(host.environment, []).append((index, number))
         for name, attempts in by_environment.items():
-            self._drivers[name].put(StopAttempts(effect.job, attempts))
+            self._put(name, StopAttempts(effect.job, attempts))
 
     def start_environment(self, name: str) -> None:
         driver = self._drivers.get(name)
@@ -436,7 +446,6 @@ class Drivers:
         if driver is None:
             return
         await driver.settled.wait()
-        while self._runtime.failure is None and (row := self._runtime.state.environments.get(name)) is not None:
-            if row.status in (ResourceStatus.INVALID, ResourceStatus.DELETING) or row.listed:
-                return
-            await anyio.lowlevel.checkpoint()
+        handled = asyncio.Event()
+        self._runtime.when_handled(lambda _: handled.set())
+        await handled.wait()

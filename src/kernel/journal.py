@@ -246,7 +246,7 @@ class FileJournal:
             sequence = records[-1].last
 
     def begin_epoch(self, epoch: int) -> None:
-        self._db.execute("INSERT INTO epoch VALUES (?, ?)", (self.last + 1, epoch))
+        self._db.execute("INSERT OR REPLACE INTO epoch VALUES (?, ?)", (self.last + 1, epoch))
         self._epochs.append((self.last + 1, epoch))
         self._epoch = epoch
 

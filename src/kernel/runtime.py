@@ -208,7 +208,7 @@ class Runtime:
             self.when_synced(barrier.callback)
         if events:
             self._after_commit()
-        if self._inbox or self._want_plan:
+        if self._inbox or (self._want_plan and self.placing):
             self._wake()
         self._arm()
 
@@ -289,7 +289,10 @@ class Runtime:
 
     def when_handled(self, callback: Callable[[BaseException | None], None]) -> None:
         """Call back once every input that has been reported so far is handled, committed and on disk."""
-        self.report(_Barrier(callback=callback))
+        if self._closed or self.failure is not None:
+            callback(self.failure or KernelClosed("the kernel is closed"))
+        else:
+            self.report(_Barrier(callback=callback))
 
     def _sync_now(self) -> None:
         if self._sync_timer is not None:
@@ -325,10 +328,12 @@ class Runtime:
         self.failure = error
         log.error("kernel_stopped", error=repr(error))
         stopped = KernelClosed(f"the kernel has stopped: {error}")
-        for _, future in self._inbox:
-            if future is not None and not future.done():
+        inbox, self._inbox = self._inbox, []
+        for item, future in inbox:
+            if isinstance(item, _Barrier):
+                item.callback(error)
+            elif future is not None and not future.done():
                 future.set_exception(stopped)
-        self._inbox.clear()
         waiting, self._sync_waiters = self._sync_waiters, []
         for _, callback in waiting:
             callback(error)
@@ -365,6 +370,18 @@ class Runtime:
         finally:
             if future in waiting:
                 waiting.remove(future)
+            self._forget_waiters(serial, index or 0)
+
+    def _forget_waiters(self, serial: int, index: int) -> None:
+        """Keep no empty lists of waiters."""
+        if not self._ended.get(serial, True):
+            del self._ended[serial]
+        children = self._child_ended.get(serial)
+        if children is not None:
+            if not children.get(index, True):
+                del children[index]
+            if not children:
+                del self._child_ended[serial]
 
     def _notify_children(self, serial: int, indexes: Sequence[int]) -> None:
         waiting = self._child_ended[serial]

@@ -48,8 +48,11 @@ class NullBackend:
         options = msgspec.convert(context.settings.options, NullOptions)
         capacity = Capacity(vcpus_milli=context.settings.max_vcpus_milli, memory_mib=options.memory, gpus=options.gpus)
         context.host_up("null", capacity)
+        due = {key for launch in self._due for key in launch.attempts()}
         for launch in known:
-            context.lost(launch.job_id, launch.number, launch.indexes, reason="the process that held it has ended")
+            gone = [key.index for key in launch.attempts() if key not in self._timers and key not in due]
+            if gone:
+                context.lost(launch.job_id, launch.number, gone, reason="the process that held it has ended")
 
     async def launch(self, launches: Sequence[Launch]) -> None:
         for launch in launches:

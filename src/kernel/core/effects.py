@@ -28,7 +28,7 @@ class StopAttempts(Effect, frozen=True):
 
 
 class StartEnvironment(Effect, frozen=True):
-    """Start this environment's backend, or start it anew after an update."""
+    """Start this environment's backend, or tell it of an update."""
 
     name: str
 

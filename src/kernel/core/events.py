@@ -181,12 +181,13 @@ class QueueDeleted(Event, frozen=True, array_like=True, tag=23):
 
 
 class EnvironmentPut(Event, frozen=True, array_like=True, tag=24):
-    """A compute environment was created, or updated to this."""
+    """A compute environment was created, or updated to this. `restart`: its backend has to know."""
 
     name: str
     body: EnvironmentBody
     principal: str | None
     request_id: str | None
+    restart: bool = True
 
 
 class EnvironmentDeleted(Event, frozen=True, array_like=True, tag=25):

@@ -99,7 +99,7 @@ class CreateEnvironment(Request, frozen=True, kw_only=True):
 
 
 class UpdateEnvironment(Request, frozen=True, kw_only=True):
-    """Change what is not None. A change of `options` or limits starts the backend anew."""
+    """Change what is not None. A change of `options` or limits is told to the backend."""
 
     name: str
     state: ResourceState | None = None

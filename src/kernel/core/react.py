@@ -54,7 +54,8 @@ def react(state: KernelState, event: AnyEvent) -> Iterator[Effect]:
         case StopRequested():
             yield StopAttempts(event.job, [(i, event.number) for i in event.each()])
         case EnvironmentPut():
-            yield StartEnvironment(event.name)
+            if event.restart:
+                yield StartEnvironment(event.name)
             yield WANT_PLAN
         case EnvironmentDeleted():
             yield CloseEnvironment(event.name)

@@ -214,7 +214,8 @@ def decide_update_environment(state: KernelState, request: UpdateEnvironment) ->
     if new == row.body and row.status is ResourceStatus.VALID:
         return []
     _check_environment(state, new)
-    return [EnvironmentPut(request.name, new, request.principal, request.request_id)]
+    restart = row.status is not ResourceStatus.VALID or structs.replace(new, state=row.body.state) != row.body
+    return [EnvironmentPut(request.name, new, request.principal, request.request_id, restart)]
 
 
 def decide_delete_environment(state: KernelState, request: DeleteEnvironment) -> list[AnyEvent]:
