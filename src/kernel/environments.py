@@ -58,11 +58,40 @@ class Context:
         self.hosts: dict[str, None] = {}
         self.closed = False
 
-    def _serial(self, job_id: str) -> int | None:
-        return None if self.closed else self._runtime.state.ids.get(job_id)
+    def _lied(self, what: str) -> None:
+        self.failed(f"backend {self.settings.name!r} reported {what}")
+
+    def _job(
+        self,
+        job_id: str,
+        number: int,
+        indexes: Sequence[int],
+        codes: Sequence[int | None] | None = None,
+        at_ms: Sequence[int] | None = None,
+    ) -> int | None:
+        """The serial of a known job, if the report is one that the core can take; else the environment fails."""
+        state = self._runtime.state
+        serial = None if self.closed else state.ids.get(job_id)
+        if serial is None or not len(indexes):
+            return None
+        size = state.jobs[serial].children.size
+        lengths = {len(indexes), len(indexes if codes is None else codes), len(indexes if at_ms is None else at_ms)}
+        if {*map(type, indexes)} != {int} or min(indexes) < 0 or max(indexes) >= size or type(number) is not int:
+            self._lied(f"attempts that cannot be: {job_id}, attempt {number!r}, indexes {list(indexes)[:10]!r}")
+        elif len(lengths) > 1 or (at_ms is not None and {*map(type, at_ms)} != {int}):
+            self._lied(f"{len(indexes)} attempts of {job_id} with other numbers of codes or times, or no times")
+        elif codes is not None and not {*map(type, codes)} <= {int, type(None)}:
+            self._lied(f"exit codes of {job_id} that are no numbers: {list(codes)[:10]!r}")
+        else:
+            return serial
+        return None
 
     def host_up(self, host: str, capacity: Capacity, zone: str | None = None) -> None:
         if self.closed:
+            return
+        amounts = (capacity.vcpus_milli, capacity.memory_mib or 0, *capacity.gpus)
+        if not isinstance(host, str) or {*map(type, amounts)} != {int} or min(amounts) < 0:
+            self._lied(f"a host that cannot be: {host!r} with {capacity!r}")
             return
         self.hosts[host] = None
         self._runtime.report(
@@ -71,7 +100,7 @@ class Context:
                 host=host,
                 vcpus_milli=capacity.vcpus_milli,
                 memory_mib=capacity.memory_mib,
-                gpus=capacity.gpus,
+                gpus=tuple(capacity.gpus),
                 zone=zone,
             )
         )
@@ -82,7 +111,7 @@ class Context:
             self._runtime.report(HostDown(environment=self.settings.name, host=host, reason=reason))
 
     def started(self, job_id: str, number: int, indexes: Sequence[int], at_ms: Sequence[int] | None = None) -> None:
-        serial = self._serial(job_id)
+        serial = self._job(job_id, number, indexes, None, at_ms)
         if serial is not None:
             self._runtime.report(
                 Started(environment=self.settings.name, job=serial, number=number, indexes=indexes, at_ms=at_ms)
@@ -125,7 +154,7 @@ class Context:
         reason: str | None,
         status_reason: str | None,
     ) -> None:
-        serial = self._serial(job_id)
+        serial = self._job(job_id, number, indexes, codes, at_ms)
         if serial is not None:
             self._runtime.report(
                 Ended(
@@ -142,7 +171,7 @@ class Context:
             )
 
     def unknown(self, job_id: str, number: int, indexes: Sequence[int]) -> None:
-        serial = self._serial(job_id)
+        serial = self._job(job_id, number, indexes)
         if serial is not None:
             self._runtime.report(Unknown(environment=self.settings.name, job=serial, number=number, indexes=indexes))
 

@@ -62,7 +62,7 @@ class History:
         self.prev.append(self.head[index])
         self.head[index] = row
         if started:
-            duration = stopped - started
+            duration = max(0, stopped - started)
             if duration > DURATION_MAX:
                 self.long[row] = duration
                 duration = DURATION_MAX

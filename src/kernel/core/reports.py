@@ -56,17 +56,20 @@ def decide_started(state: KernelState, report: Started) -> Iterator[AnyEvent]:
             if status[i] == STARTING and number[i] == n
         ]
         fresh = [i for i, _ in pairs]
-        ages = _ages(state, [at for _, at in pairs])
+        ages = _ages(state, job, [at for _, at in pairs])
     if fresh and len(set(fresh)) == len(fresh):
         yield AttemptsStarted(job.serial, *run_fields(fresh), n, ages)
     elif fresh:
         yield AttemptsStarted(job.serial, *run_fields(sorted(set(fresh))), n, 0)
 
 
-def _ages(state: KernelState, at_ms: Sequence[int]) -> int | list[int]:
-    """How long ago each was; one number where all are the same. A time in the future counts as now."""
-    now = state.now_ms
-    ages = [now - at if at < now else 0 for at in at_ms]
+def _ages(state: KernelState, job: JobRow, at_ms: Sequence[int]) -> int | list[int]:
+    """How long ago each was; one number where all are the same.
+
+    A host's clock may differ from ours: a time in the future counts as now, one before the job's as the job's.
+    """
+    now, least = state.now_ms, job.created_ms
+    ages = [0 if at >= now else now - (at if at > least else least) for at in at_ms]
     return ages[0] if ages and ages.count(ages[0]) == len(ages) else ages
 
 
@@ -81,7 +84,7 @@ def decide_ended(state: KernelState, report: Ended) -> Iterator[AnyEvent]:
     ended: dict[int, tuple[int, int]] = {}
     for i, code, at in zip(report.indexes, codes, at_ms, strict=True):
         if (status[i] == RUNNING or status[i] == STARTING) and number[i] == n and i not in ended:
-            ended[i] = (NO_CODE if code is None else code, at)
+            ended[i] = (NO_CODE if code is None else _byte(code), at)
     if not ended:
         return
     groups: dict[tuple[bool, Outcome], list[int]] = {}
@@ -91,7 +94,7 @@ def decide_ended(state: KernelState, report: Ended) -> Iterator[AnyEvent]:
         outcome = fine if plain and code == 0 and not job.stopping else _outcome(state, job, i, code, report)
         groups.setdefault((status[i] == STARTING, outcome), []).append(i)
     for (starting, (target, status_reason, reason, counts)), indexes in groups.items():
-        ages = _ages(state, [ended[i][1] for i in indexes])
+        ages = _ages(state, job, [ended[i][1] for i in indexes])
         if starting and target == SUCCEEDED:
             # The exit overtook the start: an attempt that exits with 0 has run.
             yield AttemptsStarted(job.serial, *run_fields(indexes), n, ages)
@@ -100,6 +103,13 @@ def decide_ended(state: KernelState, report: Ended) -> Iterator[AnyEvent]:
         yield AttemptsEnded(
             job.serial, *run_fields(indexes), n, target, same, ages, status_reason, reason, counts
         )  # fmt: skip
+
+
+def _byte(code: int) -> int:
+    """An exit code as it is kept: 0 to 255; a negative one is a signal's, what is larger is cut to its last byte."""
+    if 0 <= code <= 255:
+        return code
+    return 128 - code if -128 < code < 0 else code & 255 or 255
 
 
 def _outcome(state: KernelState, job: JobRow, index: int, code: int, report: Ended) -> Outcome:
