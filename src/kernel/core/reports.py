@@ -42,6 +42,8 @@ def decide_started(state: KernelState, report: Started) -> Iterator[AnyEvent]:
     job = state.jobs.get(report.job)
     if job is None:
         return
+    if _is_foreign(state, job, report):
+        return
     status, number, n = job.children.status, job.children.number, report.number
     if state.unknown:
         for i in report.indexes:
@@ -63,6 +65,16 @@ def decide_started(state: KernelState, report: Started) -> Iterator[AnyEvent]:
         yield AttemptsStarted(job.serial, *run_fields(sorted(set(fresh))), n, 0)
 
 
+def _is_foreign(state: KernelState, job: JobRow, report: Started | Ended) -> bool:
+    """Whether a backend reports on attempts that run in another environment than its own."""
+    if len(state.environments) < 2 or not report.environment or job.children.host is None:
+        return False
+    environment = state.environments.get(report.environment)
+    own = set(environment.hosts.values()) if environment is not None else set()
+    hosts = job.children.host
+    return not {hosts[i] for i in report.indexes} <= own
+
+
 def _ages(state: KernelState, job: JobRow, at_ms: Sequence[int]) -> int | list[int]:
     """How long ago each was; one number where all are the same.
 
@@ -77,6 +89,8 @@ def decide_ended(state: KernelState, report: Ended) -> Iterator[AnyEvent]:
     """Attempts have ended: what becomes of each (ST-7, ST-8, RT-4, TO-3, CT-2)."""
     job = state.jobs.get(report.job)
     if job is None:
+        return
+    if _is_foreign(state, job, report):
         return
     status, number, n = job.children.status, job.children.number, report.number
     codes = report.codes if report.codes is not None else [0] * len(report.indexes)
