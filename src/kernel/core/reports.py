@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 from .children import NO_CODE
 from .events import (
@@ -42,20 +42,18 @@ def decide_started(state: KernelState, report: Started) -> Iterator[AnyEvent]:
     job = state.jobs.get(report.job)
     if job is None:
         return
-    if _is_foreign(state, job, report):
-        return
-    status, number, n = job.children.status, job.children.number, report.number
+    status, number, n, own = job.children.status, job.children.number, report.number, _own(state, job, report)
     if state.unknown:
         for i in report.indexes:
             state.unknown.pop((job.serial, i, n), None)
     if report.at_ms is None:
-        fresh = [i for i in report.indexes if status[i] == STARTING and number[i] == n]
+        fresh = [i for i in report.indexes if status[i] == STARTING and number[i] == n and i in own]
         ages: list[int] | int = 0
     else:
         pairs = [
             (i, at)
             for i, at in zip(report.indexes, report.at_ms, strict=True)
-            if status[i] == STARTING and number[i] == n
+            if status[i] == STARTING and number[i] == n and i in own
         ]
         fresh = [i for i, _ in pairs]
         ages = _ages(state, job, [at for _, at in pairs])
@@ -65,14 +63,14 @@ def decide_started(state: KernelState, report: Started) -> Iterator[AnyEvent]:
         yield AttemptsStarted(job.serial, *run_fields(sorted(set(fresh))), n, 0)
 
 
-def _is_foreign(state: KernelState, job: JobRow, report: Started | Ended) -> bool:
-    """Whether a backend reports on attempts that run in another environment than its own."""
-    if len(state.environments) < 2 or not report.environment or job.children.host is None:
-        return False
+def _own(state: KernelState, job: JobRow, report: Started | Ended) -> Container[int]:
+    """The indexes on which this report's environment may speak: those whose latest attempt is on a host of it."""
+    hosts = job.children.host
+    if len(state.environments) == 1 or not report.environment or hosts is None:
+        return range(job.children.size)
     environment = state.environments.get(report.environment)
     own = set(environment.hosts.values()) if environment is not None else set()
-    hosts = job.children.host
-    return not {hosts[i] for i in report.indexes} <= own
+    return {i for i in report.indexes if hosts[i] in own}
 
 
 def _ages(state: KernelState, job: JobRow, at_ms: Sequence[int]) -> int | list[int]:
@@ -90,14 +88,12 @@ def decide_ended(state: KernelState, report: Ended) -> Iterator[AnyEvent]:
     job = state.jobs.get(report.job)
     if job is None:
         return
-    if _is_foreign(state, job, report):
-        return
-    status, number, n = job.children.status, job.children.number, report.number
+    status, number, n, own = job.children.status, job.children.number, report.number, _own(state, job, report)
     codes = report.codes if report.codes is not None else [0] * len(report.indexes)
     at_ms = report.at_ms if report.at_ms is not None else [state.now_ms] * len(report.indexes)
     ended: dict[int, tuple[int, int]] = {}
     for i, code, at in zip(report.indexes, codes, at_ms, strict=True):
-        if (status[i] == RUNNING or status[i] == STARTING) and number[i] == n and i not in ended:
+        if (status[i] == RUNNING or status[i] == STARTING) and number[i] == n and i not in ended and i in own:
             ended[i] = (NO_CODE if code is None else _byte(code), at)
     if not ended:
         return
