@@ -1,0 +1,488 @@
+"""The kernel's side of the agent's protocol (agent.py describes it): start or attach, settle, launch, stop, ack.
+
+`AgentClient` speaks for one host to one agent over any asyncio transport: `LocalAgent` connects it through a
+Unix socket; another connector (an SSH channel) needs only `connect`. Reports go straight from the transport
+into the `BackendContext`, without a task or a queue between.
+
+What was launched and has not been reported ended is kept in `_held`. When the connection drops it is what the
+next one settles: the agent says what of it runs, has ended or was never started, so nothing runs twice and
+nothing is forgotten, whether it was the connection that died or the agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import anyio
+import msgspec
+
+from ..kernel.backend import AttemptKey, AttemptSpec, BackendContext, Launch
+from ..kernel.core.errors import BackendError
+from ._agent_link import CLOSE_TIMEOUT_S, FRAME_MAX, PROTOCOL, Hello, Link, Report, Run, StartedRun
+
+BATCH_MAX = 10_000  # attempts in one frame, far below FRAME_MAX
+SPECS_MAX = 256  # specs that the agent remembers for a connection
+START_TIMEOUT_S = 20.0  # for a new agent to listen: it may first have to end what a killed one left
+ATTACH_TIMEOUT_S = 30.0  # for one connection to be made, greeted and settled
+RETRY_S = 0.05  # between tries to connect
+OUTAGES_MAX = 10  # connections lost within OUTAGES_S before the environment is given up
+OUTAGES_S = 60.0
+FOREIGN_GRACE_MS = 30_000  # for attempts that the agent holds and the kernel does not know
+TROUBLE_TAIL = 2_000  # bytes of the agent's log shown when it cannot be started
+EXIT_LOCKED = 75  # as in agent.py
+
+EXITED, TIMED_OUT, LOST = 0, 1, 2  # kinds of end, as in agent.py
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def runs_of(keys: Iterable[AttemptKey]) -> list[Run]:
+    """Attempts as runs, one per job and attempt number."""
+    runs: dict[tuple[str, int], list[int]] = {}
+    for job_id, index, number in keys:
+        runs.setdefault((job_id, number), []).append(index)
+    return [(job_id, number, indexes) for (job_id, number), indexes in runs.items()]
+
+
+class Connector(Protocol):
+    """How to reach an agent."""
+
+    async def connect(self, make_link: Callable[[], Link]) -> Link:
+        """Connect to the agent, starting it if there is none.
+
+        Raises:
+            OSError: not just now; trying again may help.
+            BackendError: it cannot be started; the message says why.
+        """
+
+
+class LocalAgent:
+    """Starts, or finds, the agent of a state directory on this machine.
+
+    The agent is a process of its own session that belongs to nobody. Its lock file names its socket, so a
+    kernel with another runtime directory finds it as well.
+    """
+
+    def __init__(self, state_dir: Path, socket_path: Path, *, idle_ms: int | None = None) -> None:
+        if len(os.fsencode(socket_path)) >= 100:
+            raise BackendError(
+                f"the socket path {str(socket_path)!r} is over 99 bytes; use a shorter runtime directory"
+            )
+        self._state_dir = state_dir
+        self._socket_path = socket_path
+        self._idle_ms = idle_ms
+
+    async def connect(self, make_link: Callable[[], Link]) -> Link:
+        loop = asyncio.get_running_loop()
+        for path in dict.fromkeys((self._advertised(), self._socket_path)):
+            try:
+                _, link = await loop.create_unix_connection(make_link, str(path))
+            except (FileNotFoundError, ConnectionRefusedError):
+                continue
+            return link
+        await self._start()
+        _, link = await loop.create_unix_connection(make_link, str(self._socket_path))
+        return link
+
+    def _advertised(self) -> Path:
+        """The socket of the agent that held the lock last."""
+        try:
+            return Path(json.loads((self._state_dir / "agent.lock").read_bytes())["socket"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return self._socket_path
+
+    async def _start(self) -> None:
+        """Start an agent; return once it listens (also if another holds the state directory already)."""
+        program = Path(__file__).with_name("agent.py")
+        command = [sys.executable, "-I", "-S", "-X", "utf8", str(program)]
+        command += ["--state", str(self._state_dir), "--socket", str(self._socket_path)]
+        if self._idle_ms is not None:
+            command += ["--idle-ms", str(self._idle_ms)]
+        try:
+            with anyio.fail_after(START_TIMEOUT_S):
+                done = await anyio.run_process(
+                    command, check=False, start_new_session=True, env=default_environment(), cwd="/"
+                )
+        except (OSError, TimeoutError) as error:
+            why = f"no answer within {START_TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else str(error)
+            raise BackendError(f"the agent could not be started: {why}{self._trouble()}", retryable=True) from error
+        if done.returncode == EXIT_LOCKED:
+            raise ConnectionRefusedError(f"an agent holds {self._state_dir} but does not listen")
+        if done.returncode != 0:
+            output = done.stderr.decode(errors="replace").strip()[-TROUBLE_TAIL:]
+            raise BackendError(f"the agent could not be started (status {done.returncode}): {output}{self._trouble()}")
+
+    def _trouble(self) -> str:
+        try:
+            tail = (self._state_dir / "agent.log").read_bytes()[-TROUBLE_TAIL:].decode(errors="replace").strip()
+        except OSError:
+            return ""
+        return f"\nthe end of its log: {tail}" if tail else ""
+
+
+def default_environment() -> dict[str, str]:
+    """The clean base that attempts get their variables on: who and where, and nothing else of this process."""
+    names = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
+    return {"PATH": "/usr/local/bin:/usr/bin:/bin"} | {name: os.environ[name] for name in names if name in os.environ}
+
+
+class AgentClient:
+    """One host's attempts, through its agent.
+
+    `environment`: the variables that attempts start from. `workdir`: the folder of attempts whose spec has
+    none (None: one per job, below the agent's state directory).
+    """
+
+    def __init__(
+        self,
+        context: BackendContext,
+        connector: Connector,
+        *,
+        environment: Mapping[str, str],
+        workdir: str | None = None,
+    ) -> None:
+        self._context = context
+        self._connector = connector
+        self._hello = {
+            "t": "hello",
+            "protocol": PROTOCOL,
+            "kernel": context.kernel_id,
+            "environment": dict(environment),
+            "logs": str(context.logs_dir),
+            "workdir": workdir,
+        }
+        self.agent: Hello | None = None
+        """What the agent said of itself when it was last connected."""
+        self._link: Link | None = None  # set while connected and settled
+        self._offset_ms = 0  # from the agent's clock to the kernel's
+        self._held: dict[tuple[str, int], dict[int, Launch]] = {}
+        self._queued: list[Launch] = []  # launched while not connected
+        self._stops: dict[AttemptKey, int] = {}  # stops under way, and when each kills
+        self._outages: deque[float] = deque(maxlen=OUTAGES_MAX)
+        self._reconnecting: asyncio.Task[None] | None = None
+        self._closing = False
+
+    # -- what the backend calls --
+
+    async def start(self, known: Sequence[Launch]) -> None:
+        """Connect, and settle every known attempt.
+
+        Raises:
+            BackendError: there is no agent to be had; the message says why.
+        """
+        for launch in known:
+            self._hold(launch)
+        await self._attach()
+
+    async def launch(self, launches: Sequence[Launch]) -> None:
+        """Hand these over; without a connection just now, as soon as there is one."""
+        link = self._link
+        if link is None:
+            self._queued.extend(launches)
+            return
+        self._send_launches(link, launches)
+        await link.drain()
+
+    async def stop(self, keys: Sequence[AttemptKey], grace_ms: int) -> None:
+        """End these that are held; also over a lost connection."""
+        kill_at_ms = self._context.clock.now_ms() + grace_ms
+        held = [key for key in keys if self.holds(key)]
+        for key in held:
+            self._stops[key] = min(kill_at_ms, self._stops.get(key, kill_at_ms))
+        if self._link is not None and held:
+            self._send_stop(self._link, held, grace_ms)
+            await self._link.drain()
+
+    def holds(self, key: AttemptKey) -> bool:
+        """Whether this was launched here and has not been reported ended."""
+        run = self._held.get((key.job_id, key.number))
+        if run is not None and key.index in run:
+            return True
+        return any(
+            one.job_id == key.job_id and one.number == key.number and key.index in one.indexes for one in self._queued
+        )
+
+    async def detach(self) -> None:
+        """Let go; the agent and its attempts go on."""
+        link = await self._end_connecting()
+        if link is not None:
+            await link.close()
+
+    async def shut_down(self, grace_ms: int) -> None:
+        """End every attempt, and the agent; return once it has ended.
+
+        Raises:
+            BackendError: it has not ended in time.
+        """
+        link = await self._end_connecting()
+        if link is None:
+            return
+        link.write(_encode({"t": "shutdown", "grace_ms": grace_ms}))
+        with anyio.move_on_after(grace_ms / 1000 + CLOSE_TIMEOUT_S):
+            await asyncio.shield(link.closed)
+        ended = link.closed.done()
+        await link.close()
+        if not ended:
+            raise BackendError(f"the agent (process {self.agent.pid if self.agent else '?'}) does not end")
+
+    async def _end_connecting(self) -> Link | None:
+        self._closing = True
+        if self._reconnecting is not None:
+            self._reconnecting.cancel()
+            await asyncio.wait([self._reconnecting])
+        return self._link
+
+    # -- connecting --
+
+    async def _attach(self) -> None:
+        """Connect and settle; tries until ATTACH_TIMEOUT_S have passed."""
+        until = time.monotonic() + ATTACH_TIMEOUT_S
+        while True:
+            try:
+                with anyio.fail_after(max(1.0, until - time.monotonic())):
+                    link = await self._connector.connect(lambda: Link(self._on_report, self._on_lost))
+                    try:
+                        await self._greet(link)
+                        await self._settle(link)
+                    except BaseException:
+                        with anyio.CancelScope(shield=True):
+                            await link.close()
+                        raise
+                return
+            except OSError as error:  # TimeoutError and ConnectionError among them
+                if time.monotonic() > until:
+                    raise BackendError(f"no connection to the agent: {error}", retryable=True) from error
+            await anyio.sleep(RETRY_S)
+
+    async def _greet(self, link: Link) -> None:
+        sent_ms = self._context.clock.now_ms()
+        # Not by msgspec: variables may hold bytes that are no UTF-8, as Python's surrogates.
+        link.write(json.dumps(self._hello).encode())
+        hello = await link.greeting
+        self._offset_ms = (sent_ms + self._context.clock.now_ms()) // 2 - hello.now_ms
+        if hello.protocol[0] != PROTOCOL[0]:
+            theirs, ours = (".".join(map(str, one)) for one in (hello.protocol, PROTOCOL))
+            raise BackendError(
+                f"the agent (process {hello.pid}) speaks protocol {theirs}, this kernel {ours}; it can be taken over "
+                "by a version of anybatch that speaks the same, or ended with SIGTERM, which ends its attempts"
+            )
+        self.agent = hello
+
+    async def _settle(self, link: Link) -> None:
+        """Learn what became of everything held; start what never was; then go on."""
+        runs = [(job_id, number, list(run)) for (job_id, number), run in self._held.items()]
+        parts = [part for job_id, number, indexes in runs for part in _parts(job_id, number, indexes)]
+        for part in parts:
+            link.write(_encode({"t": "settle", "runs": [part], "last": False}))
+            await link.drain()
+        link.write(_encode({"t": "settle", "runs": [], "last": True}))
+        settled = await link.settled
+        if link.closed.done():
+            raise ConnectionError("the agent closed the connection")
+        absent = self._take_absent(settled.absent)
+        self._link = link
+        queued, self._queued = self._queued, []
+        self._send_launches(link, absent + queued)
+        now_ms = self._context.clock.now_ms()
+        for key, kill_at_ms in list(self._stops.items()):
+            self._send_stop(link, [key], max(0, kill_at_ms - now_ms))
+
+    def _take_absent(self, runs: Iterable[Run]) -> list[Launch]:
+        """What to launch of the attempts that the agent has never started; one that had run is lost."""
+        again: list[Launch] = []
+        for job_id, number, indexes in runs:
+            run = self._held.get((job_id, number), {})
+            groups: dict[int, list[int]] = {}
+            launches = {id(launch): launch for launch in run.values()}
+            for index in indexes:
+                if index in run:
+                    groups.setdefault(id(run[index]), []).append(index)
+            for identity, some in groups.items():
+                launch = launches[identity]
+                if launch.known_started:
+                    self._drop(job_id, number, some)
+                    self._context.lost(job_id, number, some, reason="the agent's record of it is gone")
+                else:
+                    again.append(msgspec.structs.replace(launch, indexes=some))
+        return again
+
+    def _on_lost(self, link: Link) -> None:
+        """A connection has ended: make another, unless this was on purpose."""
+        if self._link is not link:
+            return
+        self._link = None
+        if self._closing:
+            return
+        now = time.monotonic()
+        self._outages.append(now)
+        if link.refusal is not None:
+            self._context.failed(f"the agent refuses this kernel: {link.refusal}")
+        elif len(self._outages) == OUTAGES_MAX and now - self._outages[0] < OUTAGES_S:
+            self._context.failed(f"the connection to the agent was lost {OUTAGES_MAX} times in {OUTAGES_S:g} s")
+        else:
+            self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect())
+
+    async def _reconnect(self) -> None:
+        try:
+            await self._attach()
+        except BackendError as error:
+            self._context.failed(str(error))
+
+    # -- sending --
+
+    def _hold(self, launch: Launch) -> None:
+        run = self._held.get((launch.job_id, launch.number))
+        if run is None:
+            run = self._held[launch.job_id, launch.number] = {}
+        for index in launch.indexes:
+            run[index] = launch
+
+    def _drop(self, job_id: str, number: int, indexes: Iterable[int]) -> None:
+        run = self._held.get((job_id, number))
+        if run is not None:
+            for index in indexes:
+                run.pop(index, None)
+            if not run:
+                del self._held[job_id, number]
+        if self._stops:
+            for index in indexes:
+                self._stops.pop(AttemptKey(job_id, index, number), None)
+
+    def _send_launches(self, link: Link, launches: Sequence[Launch]) -> None:
+        frames: list[bytes] = []
+        groups: list[Any] = []
+        for launch in launches:
+            spec_id = self._spec_id(link, launch.spec, frames)
+            self._hold(launch)
+            if spec_id is None:
+                self._refuse(launch)
+                continue
+            for job_id, number, indexes in _parts(launch.job_id, launch.number, launch.indexes):
+                gpus = {str(index): launch.gpus[index] for index in indexes if index in launch.gpus}
+                group = [job_id, number, launch.array_size, spec_id, indexes, gpus or None]
+                if len(indexes) == BATCH_MAX:
+                    frames.append(_encode({"t": "launch", "groups": [group]}))
+                else:
+                    groups.append(group)
+            if len(groups) >= 1_000:
+                frames.append(_encode({"t": "launch", "groups": groups}))
+                groups = []
+        if groups:
+            frames.append(_encode({"t": "launch", "groups": groups}))
+        if frames:
+            link.write(*frames)
+
+    def _spec_id(self, link: Link, spec: AttemptSpec, frames: list[bytes]) -> int | None:
+        """The number under which the agent knows a spec on this connection; None if it is too large to send."""
+        known = link.specs.get(id(spec))
+        if known is not None:
+            return known[1]
+        link.specs_sent += 1
+        message = {
+            "t": "spec",
+            "id": link.specs_sent,
+            "command": spec.command,
+            "script": spec.script,
+            "environment": dict(spec.environment),
+            "timeout_ms": spec.timeout_ms,
+            "workdir": spec.workdir,
+            "scratch": spec.scratch,
+        }
+        frame = json.dumps(message).encode()
+        if len(frame) > FRAME_MAX - 4:
+            return None
+        frames.append(frame)
+        link.specs[id(spec)] = (spec, link.specs_sent)
+        if len(link.specs) > SPECS_MAX:
+            _, oldest = link.specs.pop(next(iter(link.specs)))
+            frames.append(_encode({"t": "forget", "ids": [oldest]}))
+        return link.specs_sent
+
+    def _refuse(self, launch: Launch) -> None:
+        reason = f"CannotStartContainerError: command, script and environment are over {FRAME_MAX} bytes"
+        self._drop(launch.job_id, launch.number, launch.indexes)
+        self._context.exited(
+            launch.job_id,
+            launch.number,
+            launch.indexes,
+            [None] * len(launch.indexes),
+            reason=reason,
+            status_reason="Task failed to start",
+        )
+
+    def _send_stop(self, link: Link, keys: Iterable[AttemptKey], grace_ms: int) -> None:
+        for run in runs_of(keys):
+            for part in _parts(*run):
+                link.write(_encode({"t": "stop", "runs": [part], "grace_ms": grace_ms}))
+
+    # -- what the agent reports --
+
+    def _on_report(self, link: Link, report: Report) -> None:
+        """Pass news on to the kernel, and have exits acknowledged once they are durable."""
+        context, offset = self._context, self._offset_ms
+        for start in report.started:
+            held = self._held.get((start.job_id, start.number), {})
+            if all(index in held for index in start.indexes):
+                at_ms = [at + offset for at in start.at_ms]
+                context.started(start.job_id, start.number, start.indexes, at_ms)
+            else:
+                self._sort_foreign(link, start, held)
+        for run in report.exited:
+            self._drop(run.job_id, run.number, run.indexes)
+            if run.kind == LOST:
+                context.lost(run.job_id, run.number, run.indexes, reason=run.reason or "lost by the agent")
+                continue
+            at_ms = [at + offset for at in run.stopped_ms]
+            if run.kind == TIMED_OUT:
+                context.timed_out(run.job_id, run.number, run.indexes, run.codes, at_ms)
+            else:
+                context.exited(
+                    run.job_id,
+                    run.number,
+                    run.indexes,
+                    run.codes,
+                    at_ms,
+                    reason=run.reason,
+                    status_reason=run.status_reason,
+                )
+        if report.exited:
+            link.seq = report.seq
+            if not link.acking:
+                self._ack_when_durable(link)
+
+    def _sort_foreign(self, link: Link, start: StartedRun, held: Mapping[int, Launch]) -> None:
+        """Of a run that is not all known, report what is, and stop the rest: the kernel has given it up."""
+        known = [place for place, index in enumerate(start.indexes) if index in held]
+        if known:
+            indexes = [start.indexes[place] for place in known]
+            at_ms = [start.at_ms[place] + self._offset_ms for place in known]
+            self._context.started(start.job_id, start.number, indexes, at_ms)
+        foreign = [AttemptKey(start.job_id, index, start.number) for index in start.indexes if index not in held]
+        self._send_stop(link, foreign, FOREIGN_GRACE_MS)
+
+    def _ack_when_durable(self, link: Link) -> None:
+        """Acknowledge what was reported up to now once it is durable; one such call is under way at a time."""
+        seq = link.seq
+        link.acking = True
+
+        def acknowledge() -> None:
+            link.write(_encode({"t": "ack", "seq": seq}))  # over a lost connection: they are reported again
+            link.acking = False
+            if link.seq > seq:
+                self._ack_when_durable(link)
+
+        self._context.when_durable(acknowledge)
+
+
+def _parts(job_id: str, number: int, indexes: Sequence[int]) -> list[Run]:
+    """A run in pieces that fit a frame."""
+    return [(job_id, number, list(indexes[at : at + BATCH_MAX])) for at in range(0, len(indexes), BATCH_MAX)]

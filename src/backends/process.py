@@ -1,0 +1,161 @@
+"""The process backend: attempts as processes of this machine, run by an agent that outlives the kernel."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, final
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from ..kernel.backend import API_VERSION, AttemptKey, BackendContext, Capabilities, Capacity, Launch, log_path
+from ..kernel.core.errors import BackendError
+from .agent_client import AgentClient, LocalAgent, default_environment
+
+HOST = "local"
+MEMORY_SHARE = 0.9  # of the machine's memory; the rest is for the kernel, the agent and the system
+LOG_PIECE = 256 << 10  # bytes read from a log at a time
+FOLLOW_POLL_S = 0.05
+CLOSE_GRACE_MS = 2_000  # for attempts that still run when a kernel that nobody comes back to is closed
+
+
+class ProcessOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """`memory`: MiB to give out (None: 90 % of the machine's or its cgroup's). `gpus`: device indexes."""
+
+    memory: int | None = None
+    gpus: tuple[int, ...] = ()
+    zone: str | None = None
+
+
+@final
+class ProcessBackend:
+    """Runs attempts on one fixed host, this machine, with its vCPUs as given by `max_vcpus`.
+
+    `base_environment`: the variables that attempts start from (default: a clean set that says who and where).
+    `workdir`: the folder of attempts whose job names none (default: one folder per job). `agent_idle_ms`: how
+    long the agent waits for a kernel once it has nothing to run (default: 30 s).
+    """
+
+    api_version: ClassVar[int] = API_VERSION
+    capabilities: ClassVar[Capabilities] = Capabilities(reattach=True)
+    Options: ClassVar[type[msgspec.Struct]] = ProcessOptions
+
+    def __init__(
+        self,
+        *,
+        base_environment: Mapping[str, str] | None = None,
+        workdir: str | None = None,
+        agent_idle_ms: int | None = None,
+    ) -> None:
+        self._base_environment = base_environment
+        self._workdir = workdir
+        self._agent_idle_ms = agent_idle_ms
+        self._context: BackendContext | None = None
+        self._client: AgentClient | None = None
+
+    async def start(self, context: BackendContext, known: Sequence[Launch]) -> None:
+        options = msgspec.convert(context.settings.options, ProcessOptions)
+        name = hashlib.sha256(f"{context.kernel_id}\0{context.settings.name}".encode()).hexdigest()[:12]
+        connector = LocalAgent(context.state_dir, context.runtime_dir / f"{name}.sock", idle_ms=self._agent_idle_ms)
+        environment = default_environment() if self._base_environment is None else self._base_environment
+        self._context = context
+        self._client = AgentClient(context, connector, environment=environment, workdir=self._workdir)
+        memory_mib = options.memory
+        if memory_mib is None:
+            memory_mib = int(machine_memory_mib() * MEMORY_SHARE)
+        capacity = Capacity(vcpus_milli=context.settings.max_vcpus_milli, memory_mib=memory_mib, gpus=options.gpus)
+        context.host_up(HOST, capacity, options.zone)
+        await self._client.start(known)
+
+    async def launch(self, launches: Sequence[Launch]) -> None:
+        await self._started().launch(launches)
+
+    async def stop(self, attempts: Sequence[AttemptKey], grace_ms: int) -> None:
+        await self._started().stop(attempts, grace_ms)
+
+    async def logs(self, attempt: AttemptKey, *, follow: bool) -> AsyncIterator[bytes]:
+        """What the attempt has written so far; with `follow`, until it has ended.
+
+        One that has not started yet has written nothing. One that is not in flight here has ended.
+        """
+        client = self._started()
+        assert self._context is not None
+        path = log_path(self._context.logs_dir, attempt)
+        at = 0
+        while True:
+            going_on = follow and client.holds(attempt)  # before reading: what it wrote until its end is read
+            while piece := await anyio.to_thread.run_sync(_read, path, at):
+                at += len(piece)
+                yield piece
+            if not going_on:
+                return
+            await anyio.sleep(FOLLOW_POLL_S)
+
+    async def close(self) -> None:
+        """Let go. Attempts go on if a later kernel comes back to them, else they are ended.
+
+        Raises:
+            BackendError: the agent does not end.
+        """
+        client, self._client = self._client, None
+        if client is None or self._context is None:
+            return
+        if self._context.durable:
+            await client.detach()
+        else:
+            await client.shut_down(CLOSE_GRACE_MS)
+
+    def _started(self) -> AgentClient:
+        if self._client is None:
+            raise BackendError("the process backend is not started")
+        return self._client
+
+
+def _read(path: Path, at: int) -> bytes:
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return b""
+    try:
+        return os.pread(fd, LOG_PIECE, at)
+    finally:
+        os.close(fd)
+
+
+def machine_memory_mib() -> int:
+    """This machine's memory, or the least limit of the cgroups (v1 or v2) that this process is in."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([total, *_cgroup_limits()]) >> 20
+
+
+def _cgroup_limits() -> list[int]:
+    limits: list[int] = []
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return limits
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            root, name = Path("/sys/fs/cgroup"), "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
+        else:
+            continue
+        folder = root / group.lstrip("/")
+        # In a container the path may be one of the host's: then only the root is there.
+        for place in (folder, *folder.parents):
+            if place == root or root in place.parents:
+                limits.extend(_limit(place / name))
+    return limits
+
+
+def _limit(path: Path) -> list[int]:
+    try:
+        return [int(path.read_text())]
+    except (OSError, ValueError):  # "max" is no number: no limit
+        return []
