@@ -25,6 +25,7 @@ from anybatch.kernel.core.errors import (
     QuotaExceeded,
     RequestError,
 )
+from anybatch.kernel.core.explain import Code, Reason
 from anybatch.kernel.core.model import (
     Action,
     DependencyType,
@@ -56,6 +57,7 @@ __all__ = [
     "AnyBatchError",
     "AttemptDetail",
     "BackendError",
+    "Code",
     "Conflict",
     "DefinitionDetail",
     "DependencyDetail",
@@ -85,6 +87,7 @@ __all__ = [
     "QueueDetail",
     "QuotaExceeded",
     "Quotas",
+    "Reason",
     "RequestError",
     "ResourceState",
     "ResourceStatus",

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from .core.errors import InvalidValue, NotFound
+from .core.explain import Reason
 from .views import JobDetail
 
 if TYPE_CHECKING:
@@ -55,6 +56,10 @@ class JobHandle:
     async def describe(self) -> JobDetail:
         """What the job is and how it stands."""
         return await self._kernel.describe_job(self)
+
+    async def explain(self) -> tuple[Reason, ...]:
+        """Why it is where it is; see `Kernel.explain`."""
+        return await self._kernel.explain(self)
 
     async def wait(self) -> JobDetail:
         """Return what it is once it has ended. Cancelling the wait does not cancel the job."""

@@ -11,6 +11,7 @@ from . import arguments as args
 from .backend import AttemptKey
 from .calls import Calls
 from .core.errors import Conflict, InvalidValue, NotFound
+from .core.explain import Reason, explain
 from .core.inputs import StopJob, SubmitJob
 from .core.model import Overrides, RetryStrategy
 from .core.resources import get_queue
@@ -111,6 +112,11 @@ class JobCalls(Calls):
         """What a job or child is and how it stands."""
         row, index = self._find(job)
         return job_detail(self._live.state, row, index)
+
+    async def explain(self, job: JobReference) -> tuple[Reason, ...]:
+        """Why a job or child is where it is: stable codes with sentences, the deciding one first; never empty."""
+        row, index = self._find(job)
+        return explain(self._live.state, row, index, self._live.clock.now_ms(), placing=self._live.placing)
 
     async def describe_jobs(self, jobs: Iterable[JobReference]) -> list[JobDetail]:
         """The same for several, in the order asked for.

@@ -137,7 +137,7 @@ class ResourceCalls(Calls):
             await self._drivers.settle(environment)
         request = CreateQueue(name=args.text("name", name), body=body, exist_ok=args.flag("exist_ok", exist_ok))
         await self._open.request(request)
-        return queue_detail(self._live.state.queues[name])
+        return queue_detail(get_queue(self._live.state, name))
 
     async def update_job_queue(
         self,
@@ -158,7 +158,7 @@ class ResourceCalls(Calls):
             compute_environments=environments,
         )
         await self._open.request(request)
-        return queue_detail(self._live.state.queues[name])
+        return queue_detail(get_queue(self._live.state, name))
 
     async def delete_job_queue(self, name: str) -> None:
         """Delete a DISABLED queue. Its waiting jobs fail, its running ones are stopped; then it is gone (JQ-10)."""
@@ -209,7 +209,7 @@ class ResourceCalls(Calls):
         request = CreateEnvironment(name=args.text("name", name), body=body, exist_ok=args.flag("exist_ok", exist_ok))
         await self._open.request(request)
         await self._drivers.settle(name)
-        return environment_detail(self._live.state, get_environment(self._live.state, name))
+        return environment_detail(self._open.state, get_environment(self._open.state, name))
 
     def _check_options(self, backend: str, options: object) -> None:
         if not isinstance(options, Mapping):
@@ -244,7 +244,7 @@ class ResourceCalls(Calls):
         )
         await self._open.request(request)
         await self._drivers.settle(name)
-        return environment_detail(self._live.state, get_environment(self._live.state, name))
+        return environment_detail(self._open.state, get_environment(self._open.state, name))
 
     async def delete_compute_environment(self, name: str) -> None:
         """Delete a DISABLED environment that no queue names and nothing runs on (CE-16)."""

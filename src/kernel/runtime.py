@@ -164,20 +164,24 @@ class Runtime:
 
     def _turn(self) -> None:
         self._scheduled = False
-        if self.failure is not None:
+        if self.failure is not None or self._closed:
             return
+        inbox, self._inbox = self._inbox[:INPUTS_MOST], self._inbox[INPUTS_MOST:]
         try:
-            self._run_turn()
+            self._run_turn(inbox)
         except BaseException as e:
+            self._inbox[:0] = inbox  # so that those of this turn who have no answer yet get the error
             self.fail(e)
+            if not isinstance(e, Exception):
+                raise
 
-    def _run_turn(self) -> None:
+    def _run_turn(self, inbox: list[tuple[Input, asyncio.Future[Any] | None]]) -> None:
         state = self.state
         now = self.clock.now_ms()
-        inbox, self._inbox = self._inbox[:INPUTS_MOST], self._inbox[INPUTS_MOST:]
         events: list[AnyEvent] = []
         effects: list[Effect] = []
         replies: list[tuple[asyncio.Future[Any], Any]] = []
+        refusals: list[tuple[asyncio.Future[Any], RequestError]] = []
         barriers: list[_Barrier] = []
         for item, future in inbox:
             if isinstance(item, _Barrier):
@@ -186,8 +190,8 @@ class Runtime:
             try:
                 step = handle(state, item, now)
             except RequestError as e:
-                if future is not None and not future.done():
-                    future.set_exception(e)
+                if future is not None:
+                    refusals.append((future, e))
                 continue
             events += step.events
             effects += step.effects
@@ -202,6 +206,9 @@ class Runtime:
         if events:
             self.journal.commit(state.now_ms, events)
         self._release(effects)
+        for future, refusal in refusals:
+            if not future.done():
+                future.set_exception(refusal)
         for future, reply in replies:
             self._reply_when_synced(future, reply)
         for barrier in barriers:
@@ -314,7 +321,7 @@ class Runtime:
                         self._sync_waiters.append((last, callback))
                 if not self._sync_waiters:
                     break
-        except JournalError as e:
+        except Exception as e:
             self.fail(e)
         finally:
             self._sync_task = None
@@ -419,7 +426,7 @@ class Runtime:
 
     async def close(self) -> None:
         """Handle what has arrived, keep a snapshot, and let go of the journal."""
-        if self._inbox and self.failure is None:
+        while self._inbox and self.failure is None:
             self._turn()
         self._closed = True
         for timer in (self._timer, self._sync_timer):

@@ -62,6 +62,7 @@ def evolve(state: KernelState, event: AnyEvent, at_ms: int) -> None:
             _attempts_placed(state, event, at_ms)
         case WorkReleased():
             job = state.jobs[event.job]
+            _waits(job, at_ms)
             _move_waiting(job, event.each(), RUNNABLE, at_ms)
             _enqueue(state, job)
         case WorkHeld():
@@ -167,6 +168,12 @@ def _move_waiting(job: JobRow, indexes: Sequence[int], target: int, at_ms: int) 
         job.touched_ms = at_ms
 
 
+def _waits(job: JobRow, at_ms: int) -> None:
+    """Work of this job becomes RUNNABLE: it waits from now on, if none did already."""
+    if not job.children.counts[RUNNABLE]:
+        job.waiting_since_ms = at_ms
+
+
 def _enqueue(state: KernelState, job: JobRow) -> None:
     queue = state.queues.get(job.queue)
     if queue is not None:
@@ -242,7 +249,7 @@ def _attempts_placed(state: KernelState, event: AttemptsPlaced, at_ms: int) -> N
             for device in devices:
                 host.free_gpus.remove(device)
     _take(state, host, job, n)
-    job.touched_ms = at_ms
+    job.touched_ms = job.waiting_since_ms = at_ms
 
 
 def _attempts_started(state: KernelState, event: AttemptsStarted, at_ms: int) -> None:
@@ -288,6 +295,8 @@ def _attempts_ended(state: KernelState, event: AttemptsEnded, at_ms: int) -> Non
     job, indexes, target = state.jobs[event.job], event.each(), event.status
     children, codes, ages, n = job.children, event.codes, event.ages, len(event)
     _free(state, job, indexes, n)
+    if target == RUNNABLE:
+        _waits(job, at_ms)
     children.move(indexes, children.status[indexes[0]], target)
     _, stopped = children.times()
     if isinstance(ages, int):

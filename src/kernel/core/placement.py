@@ -5,35 +5,81 @@ queue's environments, the first in its order that has room; of an environment's 
 fits best (the least free vCPUs that are enough). Work of one shape waits in one lane: once the head of
 a lane fits nowhere, nothing behind it in that lane can, so a round costs what it places plus one try per
 lane, whatever the number of waiting jobs.
+
+What fits nowhere is passed by what does, but only for `PASSED_MS_MAX`: from then on the head of its lane holds
+the host that is nearest to having room for it, and nothing behind it, in its queue or in one of lower
+priority, is placed there until it has been.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import Final
 
 from .events import AttemptsPlaced, run_fields
 from .model import ResourceState, ResourceStatus, Shape
-from .state import EnvironmentRow, HostRow, JobRow, KernelState, Lane, QueueRow
+from .state import MEMORY_UNCOUNTED, EnvironmentRow, HostRow, JobRow, KernelState, Lane, QueueRow
 from .states import RUNNABLE
+
+PASSED_MS_MAX: Final = 300_000
+"""How long others may pass work that fits nowhere, counted from the last time that any of its job was placed."""
+
+Held = dict[int, JobRow]
+"""Host serials with the job that each is kept for."""
 
 
 def placements(state: KernelState, most: int) -> Iterator[AttemptsPlaced]:
     """One placement at a time, at most `most` attempts in all; each must be applied before the next is asked for."""
+    held: Held = {}
     for queue in state.queues_by_priority():
-        if not queue.lanes:
-            continue
-        environments = [e for e in map(state.environments.get, queue.body.compute_environments) if e and is_open(e)]
-        if not environments:
-            continue
+        environments = _open_environments(state, queue)
         blocked: set[Shape] = set()
-        while most > 0 and (lane := _first_lane(state, queue, blocked)) is not None:
-            placed = _place_head(state, lane, environments, most)
+        while environments and most > 0 and (lane := _first_lane(state, queue, blocked)) is not None:
+            placed = _place_head(state, lane, environments, held, most)
             if placed is None:
                 blocked.add(lane.shape)
+                _hold(state, lane, environments, held)
             else:
                 most -= len(placed)
                 yield placed
+
+
+def _open_environments(state: KernelState, queue: QueueRow) -> list[EnvironmentRow]:
+    if not queue.lanes:
+        return []
+    return [e for e in map(state.environments.get, queue.body.compute_environments) if e and is_open(e)]
+
+
+def reservations(state: KernelState) -> Held:
+    """The hosts that are kept now, each with the job that it is kept for: what `placements` would find."""
+    held: Held = {}
+    for queue in state.queues_by_priority():
+        environments = _open_environments(state, queue)
+        blocked: set[Shape] = set()
+        while environments and (lane := _first_lane(state, queue, blocked)) is not None:
+            blocked.add(lane.shape)
+            if all(best_host(state, environment, lane.shape, held) is None for environment in environments):
+                _hold(state, lane, environments, held)
+    return held
+
+
+def _hold(state: KernelState, lane: Lane, environments: Sequence[EnvironmentRow], held: Held) -> None:
+    """Keep a host for the head of a lane that fits nowhere, once it has been passed for long enough."""
+    job = state.jobs[lane.front[0][1] if lane.front else lane.jobs[0]]
+    if state.now_ms - job.waiting_since_ms < PASSED_MS_MAX:
+        return
+    hosts = [state.hosts[serial] for environment in environments for serial in environment.hosts.values()]
+    fitting = [host for host in hosts if host.serial not in held and could_fit(host, job.shape)]
+    if fitting:
+        nearest = max(fitting, key=lambda h: (h.free_vcpus_milli, h.free_memory_mib, len(h.free_gpus), -h.serial))
+        held[nearest.serial] = job
+
+
+def could_fit(host: HostRow, shape: Shape) -> bool:
+    """Whether an attempt of the shape fits on the host when nothing else runs there."""
+    memory = MEMORY_UNCOUNTED if host.memory_mib is None else host.memory_mib
+    return shape.vcpus_milli <= host.vcpus_milli and shape.memory_mib <= memory and shape.gpus <= len(host.gpus)
 
 
 def is_open(environment: EnvironmentRow) -> bool:
@@ -75,11 +121,11 @@ def _head_key(state: KernelState, lane: Lane) -> tuple[int, int] | None:
 
 
 def _place_head(
-    state: KernelState, lane: Lane, environments: Sequence[EnvironmentRow], most: int
+    state: KernelState, lane: Lane, environments: Sequence[EnvironmentRow], held: Held, most: int
 ) -> AttemptsPlaced | None:
     """Place as much of the lane's head as goes to one host, or None if it fits nowhere."""
     shape = lane.shape
-    host = next((h for e in environments if (h := best_host(state, e, shape)) is not None), None)
+    host = next((h for e in environments if (h := best_host(state, e, shape, held)) is not None), None)
     if host is None:
         return None
     room = host.fits(shape, most)
@@ -129,11 +175,13 @@ def _same_number(job: JobRow, run: range) -> range:
     return range(run.start, stop)
 
 
-def best_host(state: KernelState, environment: EnvironmentRow, shape: Shape) -> HostRow | None:
-    """The host with the least free vCPUs on which one attempt of the shape fits."""
+def best_host(
+    state: KernelState, environment: EnvironmentRow, shape: Shape, held: Collection[int] = ()
+) -> HostRow | None:
+    """The host with the least free vCPUs on which one attempt of the shape fits; none that is `held`."""
     by_free = environment.by_free
     for at in range(bisect_left(by_free, (shape.vcpus_milli, 0)), len(by_free)):
         host = state.hosts[by_free[at][1]]
-        if host.fits(shape, 1):
+        if host.serial not in held and host.fits(shape, 1):
             return host
     return None

@@ -52,6 +52,8 @@ _HISTORY = (
 
 
 class _Job(Struct, array_like=True):
+    """Maps by number are kept as pairs: only keys that are texts have an order that msgspec keeps."""
+
     serial: int
     job_id: str
     name: str
@@ -60,6 +62,7 @@ class _Job(Struct, array_like=True):
     size: int | None
     created_ms: int
     touched_ms: int
+    waiting_since_ms: int
     depends_on: tuple[Dependency, ...]
     token: str | None
     principal: str | None
@@ -68,17 +71,17 @@ class _Job(Struct, array_like=True):
     parent_stopped_ms: int
     cancelled: bool
     terminated: bool
-    stopping: dict[int, tuple[str, str | None]]
-    gpus: dict[int, tuple[int, ...]]
-    uncounted: dict[int, int]
-    flags: dict[int, bool]
+    stopping: list[tuple[int, str, str | None]]
+    gpus: list[tuple[int, tuple[int, ...]]]
+    uncounted: list[tuple[int, int]]
+    flags: list[tuple[int, bool]]
     status: bytes
     number: bytes
     code: bytes
     columns: list[bytes | None]
     reasons: list[tuple[str | None, str | None]]
     history: list[bytes] | None
-    long: dict[int, int]
+    long: list[tuple[int, int]]
 
 
 class _Queue(Struct, array_like=True):
@@ -179,15 +182,16 @@ def _job(job: JobRow) -> _Job:
     columns: list[Any] = [getattr(children, name) for name, _ in _COLUMNS]
     return _Job(
         job.serial, job.job_id, job.name, job.queue, job.spec, job.size, job.created_ms, job.touched_ms,
+        job.waiting_since_ms,
         job.depends_on, job.token, job.principal, job.request_id, job.parent, job.parent_stopped_ms,
         job.cancelled, job.terminated,
-        {i: (stop.kind.value, stop.reason) for i, stop in sorted(job.stopping.items())},
-        job.gpus, job.uncounted, job.flags,
+        [(i, stop.kind.value, stop.reason) for i, stop in sorted(job.stopping.items())],
+        sorted(job.gpus.items()), sorted(job.uncounted.items()), sorted(job.flags.items()),
         bytes(children.status), children.number.tobytes(), children.code.tobytes(),
         [None if column is None else column.tobytes() for column in columns],
         children.reasons,
         None if history is None else [getattr(history, name).tobytes() for name, _ in _HISTORY],
-        {} if history is None else history.long,
+        [] if history is None else sorted(history.long.items()),
     )  # fmt: skip
 
 
@@ -233,11 +237,13 @@ def decode(data: bytes, quotas: Quotas) -> KernelState:
 def _row(kept: _Job) -> JobRow:
     job = JobRow(kept.serial, kept.job_id, kept.name, kept.queue, kept.spec, kept.size, kept.created_ms)
     for name in (
-        "touched_ms", "depends_on", "token", "principal", "request_id", "parent", "parent_stopped_ms", "cancelled",
-        "terminated", "gpus", "uncounted", "flags",
+        "touched_ms", "waiting_since_ms",
+        "depends_on", "token", "principal", "request_id", "parent", "parent_stopped_ms", "cancelled",
+        "terminated",
     ):  # fmt: skip
         setattr(job, name, getattr(kept, name))
-    job.stopping = {i: Stop(StopKind(kind), reason) for i, (kind, reason) in kept.stopping.items()}
+    job.stopping = {i: Stop(StopKind(kind), reason) for i, kind, reason in kept.stopping}
+    job.gpus, job.uncounted, job.flags = dict(kept.gpus), dict(kept.uncounted), dict(kept.flags)
     job.children = _children(kept)
     return job
 
@@ -256,7 +262,7 @@ def _children(kept: _Job) -> Children:
         children.history = History(0)
         for (name, code), data in zip(_HISTORY, kept.history, strict=True):
             setattr(children.history, name, array(code, data))
-        children.history.long = kept.long
+        children.history.long = dict(kept.long)
     return children
 
 

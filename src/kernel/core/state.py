@@ -44,7 +44,7 @@ class JobRow:
         "blockers", "cancelled", "child_dependents", "children", "created_ms", "depends_on", "dependents", "gpus",
         "job_id", "name", "n_to_n", "parent", "parent_stopped_ms", "principal", "queue", "request_id",
         "sequential", "serial", "shape", "size", "spec", "stopping", "terminated", "token", "touched_ms", "uncounted",
-        "flags",
+        "flags", "waiting_since_ms",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +60,8 @@ class JobRow:
         self.created_ms = created_ms
         self.touched_ms = created_ms
         """When a child last changed its status."""
+        self.waiting_since_ms = created_ms
+        """Since when its RUNNABLE work has waited without any of it being placed."""
         self.depends_on: tuple[Dependency, ...] = ()
         self.token: str | None = None
         self.principal: str | None = None

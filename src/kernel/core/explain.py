@@ -1,0 +1,261 @@
+"""explain: why a job is where it is, as stable codes and sentences with figures.
+
+Every rule that can hold a job back names itself here, by looking at the same things as the planner. The first
+reason is the one that decides; the others are true as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Final
+
+from msgspec import Struct
+
+from .children import NO_CODE
+from .model import TEXT_ATTEMPT_ENDED, DependencyType, ResourceState, ResourceStatus, Shape
+from .placement import could_fit, reservations
+from .state import MEMORY_UNCOUNTED, EnvironmentRow, HostRow, JobRow, KernelState, QueueRow
+from .states import FAILED, PENDING, RUNNABLE, RUNNING, STARTING, STATUSES, SUCCEEDED
+
+NAMED_MAX: Final = 5
+"""Jobs, environments or hosts that one explanation names; the rest is counted."""
+
+
+class Code(StrEnum):
+    """Why a job is where it is. Codes are stable; sentences are for people."""
+
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    RUNNING = "RUNNING"
+    STOPPING = "STOPPING"
+    STARTING = "STARTING"
+    WAITS_FOR_JOB = "WAITS_FOR_JOB"
+    WAITS_FOR_CHILD = "WAITS_FOR_CHILD"
+    WAITS_IN_SEQUENCE = "WAITS_IN_SEQUENCE"
+    QUEUE_DELETING = "QUEUE_DELETING"
+    KERNEL_CLOSING = "KERNEL_CLOSING"
+    NEVER_FITS = "NEVER_FITS"
+    ENVIRONMENT_INVALID = "ENVIRONMENT_INVALID"
+    ENVIRONMENT_DISABLED = "ENVIRONMENT_DISABLED"
+    ENVIRONMENT_STARTING = "ENVIRONMENT_STARTING"
+    NO_HOST = "NO_HOST"
+    NO_CAPACITY = "NO_CAPACITY"
+    HOST_RESERVED = "HOST_RESERVED"
+    BEHIND_OTHERS = "BEHIND_OTHERS"
+    NEXT = "NEXT"
+
+
+class Reason(Struct, frozen=True):
+    """One reason: its code, and a sentence with figures."""
+
+    code: Code
+    text: str
+
+
+def explain(
+    state: KernelState, job: JobRow, index: int | None, now_ms: int, *, placing: bool = True
+) -> tuple[Reason, ...]:
+    """The reasons, the deciding one first; never empty. `placing`: whether the kernel starts new work at all."""
+    if job.size is not None and index is None:
+        return tuple(_explain_parent(state, job, now_ms, placing=placing))
+    return tuple(_explain_work(state, job, index or 0, now_ms, placing=placing))
+
+
+def _explain_parent(state: KernelState, job: JobRow, now_ms: int, *, placing: bool) -> Iterator[Reason]:
+    counts = job.children.counts
+    summary = ", ".join(f"{counts[b]} {s}" for b, s in enumerate(STATUSES) if counts[b])
+    if job.ended:
+        code = Code.SUCCEEDED if job.parent == SUCCEEDED else Code.FAILED
+        yield Reason(code, f"its {job.size} children have ended: {summary}")
+        return
+    for status in (RUNNABLE, PENDING):
+        first = job.children.status.find(status)
+        if first >= 0:
+            for reason in _explain_work(state, job, first, now_ms, placing=placing):
+                yield Reason(reason.code, f"child {first}: {reason.text} (children: {summary})")
+            return
+    code = Code.RUNNING if counts[RUNNING] else Code.STARTING
+    yield Reason(code, f"its last children are under way (children: {summary})")
+
+
+def _explain_work(state: KernelState, job: JobRow, index: int, now_ms: int, *, placing: bool) -> Iterator[Reason]:
+    status = job.children.status[index]
+    if status in (SUCCEEDED, FAILED):
+        yield _ended(job, index, status)
+    elif status in (STARTING, RUNNING):
+        yield from _live(state, job, index, now_ms)
+    elif status == RUNNABLE:
+        yield from _runnable(state, job, index, placing=placing)
+    else:
+        yield from _pending(state, job, index)
+
+
+def _ended(job: JobRow, index: int, status: int) -> Reason:
+    status_reason, reason = job.children.reason_of(index)
+    code = job.children.code[index]
+    text = status_reason or TEXT_ATTEMPT_ENDED
+    if reason:
+        text += f"; {reason}"
+    if code != NO_CODE:
+        text += f"; exit code {code}"
+    if status == FAILED:
+        text += f"; {job.children.number[index]} of {job.spec.retry.attempts} attempts were made"
+    return Reason(Code.SUCCEEDED if status == SUCCEEDED else Code.FAILED, text)
+
+
+def _live(state: KernelState, job: JobRow, index: int, now_ms: int) -> Iterator[Reason]:
+    host = state.hosts.get(job.children.hosts()[index])
+    where = f"on host {host.name!r} of environment {host.environment!r}" if host else "on a host that is gone"
+    attempt = f"attempt {job.children.number[index]} of {job.spec.retry.attempts}"
+    stop = job.stopping.get(index)
+    if stop is not None:
+        why = f"{stop.kind.value}: {stop.reason}" if stop.reason else stop.kind.value
+        yield Reason(Code.STOPPING, f"{attempt} is being stopped {where} ({why})")
+    if job.children.status[index] == STARTING:
+        text = f"{attempt} has been handed to the backend {where}, which has not said that it runs"
+        yield Reason(Code.STARTING, text)
+    else:
+        seconds = (now_ms - job.children.times()[0][index]) / 1000
+        limit = "" if job.spec.timeout_ms is None else f" of at most {job.spec.timeout_ms / 1000:g}"
+        yield Reason(Code.RUNNING, f"{attempt} has run {where} for {seconds:.1f} s{limit}")
+
+
+def _pending(state: KernelState, job: JobRow, index: int) -> Iterator[Reason]:
+    waiting = []
+    for dependency in job.depends_on:
+        if dependency.type is DependencyType.SEQUENTIAL:
+            if index and job.children.status[index - 1] != SUCCEEDED:
+                before = STATUSES[job.children.status[index - 1]]
+                text = f"waits for child {index - 1} of its own array, which is {before}"
+                waiting.append(Reason(Code.WAITS_IN_SEQUENCE, text))
+            continue
+        other = state.jobs[dependency.job]
+        at = index if dependency.type is DependencyType.N_TO_N else dependency.index
+        if at is not None:
+            if other.children.status[at] != SUCCEEDED:
+                status = STATUSES[other.children.status[at]]
+                text = f"waits for child {at} of job {other.name!r} ({other.job_id}), which is {status}"
+                waiting.append(Reason(Code.WAITS_FOR_CHILD, text))
+        elif not other.ended:
+            text = f"waits for job {other.name!r} ({other.job_id}), which is {other.status}"
+            if other.size is not None:
+                text += f" with {other.children.counts[SUCCEEDED]} of {other.size} children SUCCEEDED"
+            waiting.append(Reason(Code.WAITS_FOR_JOB, text))
+    yield from waiting[:NAMED_MAX]
+    if len(waiting) > NAMED_MAX:
+        yield Reason(waiting[NAMED_MAX].code, f"waits for {len(waiting) - NAMED_MAX} more")
+
+
+def _runnable(state: KernelState, job: JobRow, index: int, *, placing: bool) -> Iterator[Reason]:
+    queue = state.queues.get(job.queue)
+    if queue is None or queue.status is ResourceStatus.DELETING:
+        yield Reason(Code.QUEUE_DELETING, f"its queue {job.queue!r} is being deleted")
+        return
+    if not placing:
+        yield Reason(Code.KERNEL_CLOSING, "the kernel is closing and starts nothing more")
+    reasons = [_environment(state, queue, name, job.shape) for name in queue.body.compute_environments]
+    usable = [reason for reason in reasons if reason.code is Code.NEXT]
+    if not usable:
+        # What can change by itself comes before what cannot: capacity in use before an environment that is too small.
+        yield from sorted(reasons, key=lambda reason: _ORDER.index(reason.code))
+        return
+    ahead = _ahead(state, queue, job)
+    if ahead:
+        yield Reason(Code.BEHIND_OTHERS, f"{ahead}; {usable[0].text}")
+    yield usable[0]
+
+
+_ORDER: Final = (
+    Code.HOST_RESERVED, Code.NO_CAPACITY, Code.ENVIRONMENT_STARTING, Code.NO_HOST, Code.ENVIRONMENT_DISABLED,
+    Code.ENVIRONMENT_INVALID, Code.NEVER_FITS,
+)  # fmt: skip
+
+
+def _environment(state: KernelState, queue: QueueRow, name: str, shape: Shape) -> Reason:
+    """What this environment has to say about an attempt of the shape."""
+    row = state.environments.get(name)
+    if row is None:
+        return Reason(Code.ENVIRONMENT_INVALID, f"environment {name!r} does not exist any more")
+    if row.status is ResourceStatus.INVALID:
+        return Reason(Code.ENVIRONMENT_INVALID, f"environment {name!r} is INVALID: {row.status_reason}")
+    if row.body.state is not ResourceState.ENABLED:
+        return Reason(Code.ENVIRONMENT_DISABLED, f"environment {name!r} is DISABLED")
+    hosts = [state.hosts[serial] for serial in row.hosts.values()]
+    if hosts and not any(could_fit(host, shape) for host in hosts):
+        return Reason(Code.NEVER_FITS, _too_large(row, hosts, shape))
+    if row.status is not ResourceStatus.VALID or not row.listed:
+        text = f"environment {name!r} is {row.status}: its backend has not said yet what it holds"
+        return Reason(Code.ENVIRONMENT_STARTING, text)
+    if not hosts:
+        return Reason(Code.NO_HOST, f"environment {name!r} has no host")
+    return _room(state, row, [host for host in hosts if could_fit(host, shape)], shape)
+
+
+def _room(state: KernelState, row: EnvironmentRow, hosts: list[HostRow], shape: Shape) -> Reason:
+    free = [host for host in hosts if host.fits(shape, 1)]
+    held = reservations(state)
+    if free:
+        for host in free:
+            holder = held.get(host.serial)
+            if holder is None or holder.shape == shape:
+                text = f"environment {row.name!r} has room on host {host.name!r}: it is placed in the next round"
+                return Reason(Code.NEXT, text)
+        holder = held[free[0].serial]
+        kept = f"host {free[0].name!r} of environment {row.name!r} is reserved"
+        return Reason(Code.HOST_RESERVED, f"{kept} for job {holder.name!r} ({holder.job_id}), which has waited longer")
+    best = max(hosts, key=lambda host: (host.free_vcpus_milli, host.free_memory_mib, len(host.free_gpus)))
+    where = "" if len(row.hosts) == 1 else f" on its freest host {best.name!r}"
+    there = f"environment {row.name!r} has {offers(best)}, of which {frees(best)} are free{where}"
+    return Reason(Code.NO_CAPACITY, f"needs {needs(shape)}; {there}")
+
+
+def _too_large(row: EnvironmentRow, hosts: list[HostRow], shape: Shape) -> str:
+    best = max(hosts, key=lambda host: (host.vcpus_milli, host.memory_mib or MEMORY_UNCOUNTED, len(host.gpus)))
+    where = "" if len(hosts) == 1 else f" on its largest host {best.name!r}"
+    return f"needs {needs(shape)}; environment {row.name!r} has {offers(best)} in all{where}, so it can never run there"
+
+
+def _ahead(state: KernelState, queue: QueueRow, job: JobRow) -> str:
+    """Who goes first, in words; "" for nobody."""
+    higher = [
+        q for q in state.queues_by_priority()
+        if q.body.priority > queue.body.priority
+        and set(q.body.compute_environments) & set(queue.body.compute_environments)
+        and any(lane.members or lane.front for lane in q.lanes.values())
+    ]  # fmt: skip
+    if higher:
+        first = higher[0]
+        return f"queue {first.name!r} of priority {first.body.priority} has work waiting, this one has {queue.body.priority}"
+    earlier = sum(1 for lane in queue.lanes.values() for serial in lane.members if serial < job.serial)
+    return f"{earlier} earlier jobs of queue {queue.name!r} go first" if earlier else ""
+
+
+def needs(shape: Shape) -> str:
+    """A shape in words."""
+    parts = [f"{shape.vcpus_milli / 1000:g} vCPU"]
+    if shape.memory_mib:
+        parts.append(f"{shape.memory_mib} MiB")
+    if shape.gpus:
+        parts.append(f"{shape.gpus} GPU")
+    return ", ".join(parts)
+
+
+def offers(host: HostRow) -> str:
+    """A host's capacity in words."""
+    parts = [f"{host.vcpus_milli / 1000:g} vCPU"]
+    if host.memory_mib is not None:
+        parts.append(f"{host.memory_mib} MiB")
+    if host.gpus:
+        parts.append(f"{len(host.gpus)} GPU")
+    return ", ".join(parts)
+
+
+def frees(host: HostRow) -> str:
+    """What is free on a host, in words."""
+    parts = [f"{host.free_vcpus_milli / 1000:g} vCPU"]
+    if host.memory_mib is not None:
+        parts.append(f"{host.free_memory_mib} MiB")
+    if host.gpus:
+        parts.append(f"{len(host.free_gpus)} GPU")
+    return ", ".join(parts)
