@@ -22,6 +22,9 @@ SCRIPT_READ_MAX: Final = 16 << 20
 """Bytes read of a script file before it is refused."""
 
 
+RETRY_FIELDS: Final = ("attempts", "evaluate_on_exit", "host_lost_retries")
+
+
 class Sequential:
     """The type of `SEQUENTIAL`."""
 
@@ -149,20 +152,19 @@ def milliseconds(field: str, value: object) -> int:
 def retry(field: str, value: object) -> RetryStrategy:
     """A number of attempts, a RetryStrategy, or a mapping with its fields."""
     if isinstance(value, RetryStrategy):
-        value = {"attempts": value.attempts, "evaluate_on_exit": list(value.evaluate_on_exit)}
+        value = {name: getattr(value, name) for name in RETRY_FIELDS}
     if isinstance(value, Mapping):
-        unknown = set(value) - {"attempts", "evaluate_on_exit"}
+        unknown = set(value) - set(RETRY_FIELDS)
         if unknown:
-            raise InvalidValue(
-                field, sorted(map(str, unknown))[0], "a retry strategy has attempts and evaluate_on_exit"
-            )
+            raise InvalidValue(field, sorted(map(str, unknown))[0], f"a retry strategy has {', '.join(RETRY_FIELDS)}")
         if "attempts" not in value:
             raise InvalidValue(f"{field}.attempts", None, "RetryAttempts must be provided with retry strategy")
         entries = value.get("evaluate_on_exit", ())
         if isinstance(entries, (str, bytes)) or not isinstance(entries, Sequence):
             raise InvalidValue(f"{field}.evaluate_on_exit", entries, "it is a list of EvaluateOnExit entries")
         found = tuple(_entry(f"{field}.evaluate_on_exit[{n}]", entry) for n, entry in enumerate(entries))
-        return RetryStrategy(whole(f"{field}.attempts", value["attempts"]), found)
+        lost = whole(f"{field}.host_lost_retries", value.get("host_lost_retries", 0))
+        return RetryStrategy(whole(f"{field}.attempts", value["attempts"]), found, lost)
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidValue(field, value, "it is a number of attempts or a RetryStrategy")
     return RetryStrategy(value)

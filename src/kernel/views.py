@@ -17,6 +17,7 @@ from .core.model import (
     TEXT_ATTEMPT_ENDED,
     TEXT_CHILD_FAILED,
     DependencyType,
+    FailureClass,
     ResourceState,
     ResourceStatus,
     RetryStrategy,
@@ -37,12 +38,16 @@ def _time(ms: int) -> datetime | None:
 
 
 class AttemptDetail(Struct, frozen=True, kw_only=True):
-    """One try at running a job or child. `exit_code` None: there is none; `stopped_at` None: it is still live."""
+    """One try at running a job or child.
+
+    `exit_code` None: there is none; `stopped_at` None: it is still live; `failure_class` None: it has not failed.
+    """
 
     number: int
     exit_code: int | None
     status_reason: str | None
     reason: str | None
+    failure_class: FailureClass | None
     started_at: datetime | None
     stopped_at: datetime | None
     host: str | None
@@ -250,7 +255,7 @@ def _parent_reason(job: JobRow) -> tuple[str | None, None]:
 
 def work_reason(job: JobRow, index: int) -> tuple[str | None, str | None]:
     """The status reason and the backend's reason of a single job or child as it is now."""
-    status_reason, reason = job.children.reason_of(index)
+    status_reason, reason, _ = job.children.cause_of(index)
     status = job.children.status[index]
     if status < SUCCEEDED:
         stop = job.stopping.get(index)
@@ -270,8 +275,9 @@ def attempt_details(state: KernelState, job: JobRow, index: int) -> tuple[Attemp
         AttemptDetail(
             number=past.number,
             exit_code=None if past.code == NO_CODE else past.code,
-            status_reason=past.reason[0] or TEXT_ATTEMPT_ENDED,
-            reason=past.reason[1],
+            status_reason=past.cause.status_reason or TEXT_ATTEMPT_ENDED,
+            reason=past.cause.reason,
+            failure_class=FailureClass(past.cause.failure or FailureClass.APPLICATION_EXIT),
             started_at=_time(past.started_ms),
             stopped_at=_time(past.stopped_ms),
             host=_host_name(state, past.host),
@@ -289,12 +295,19 @@ def attempt_details(state: KernelState, job: JobRow, index: int) -> tuple[Attemp
                 exit_code=None if code == NO_CODE else code,
                 status_reason=status_reason,
                 reason=reason,
+                failure_class=_failure_class(job, index),
                 started_at=_time(children.times()[0][index]),
                 stopped_at=_time(_stopped_ms(job, index)) if ended else None,
                 host=_host_name(state, children.hosts()[index]),
             )
         )
     return tuple(found)
+
+
+def _failure_class(job: JobRow, index: int) -> FailureClass | None:
+    if job.children.status[index] != FAILED:
+        return None
+    return FailureClass(job.children.cause_of(index).failure or FailureClass.APPLICATION_EXIT)
 
 
 def _host_name(state: KernelState, serial: int) -> str | None:

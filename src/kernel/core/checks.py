@@ -14,6 +14,7 @@ JOB_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 RESOURCE_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 PLACEHOLDER: Final = re.compile(r"Ref::([A-Za-z0-9_-]+)")
 PATTERN_CHARS_MAX: Final = 512
+HOST_LOST_RETRIES_MAX: Final = 1000
 REASON_PATTERN: Final = re.compile(r"[0-9A-Za-z.:\s]*\*?")
 CODE_PATTERN: Final = re.compile(r"[0-9]*\*?")
 CHILD_ID: Final = re.compile(r"(?P<job>[0-9a-f-]{36}):(?P<index>[0-9]{1,9})")
@@ -55,6 +56,9 @@ def check_retry(strategy: RetryStrategy, quotas: Quotas) -> None:
     """RT-1, EX-1, EX-2, EX-5, EX-7."""
     if not 1 <= strategy.attempts <= quotas.attempts_max:
         raise QuotaExceeded("retry.attempts", strategy.attempts, f"attempts are 1 to {quotas.attempts_max}")
+    if not 0 <= strategy.host_lost_retries <= HOST_LOST_RETRIES_MAX:
+        allowed = f"host_lost_retries are 0 to {HOST_LOST_RETRIES_MAX}"
+        raise InvalidValue("retry.host_lost_retries", strategy.host_lost_retries, allowed)
     entries = strategy.evaluate_on_exit
     if len(entries) > quotas.evaluate_on_exit_max:
         allowed = f"evaluate_on_exit has at most {quotas.evaluate_on_exit_max} entries"

@@ -26,8 +26,18 @@ REASONS_MAX: Final = 0xFFFF
 """Distinct reasons kept for one job; later ones are replaced by `REASON_OVERFLOW`."""
 REASON_OVERFLOW: Final = "(this job has more distinct reasons than are kept)"
 
-Reason = tuple[str | None, str | None]
-"""(status reason, the backend's reason)."""
+
+class Cause(NamedTuple):
+    """Why a child, or an attempt of it, ended as it did; all None for the ordinary end of a program."""
+
+    status_reason: str | None = None
+    reason: str | None = None
+    """The backend's."""
+    failure: str | None = None
+    """A FailureClass."""
+
+
+ORDINARY: Final = Cause()
 
 
 class PastAttempt(NamedTuple):
@@ -38,7 +48,7 @@ class PastAttempt(NamedTuple):
     started_ms: int
     stopped_ms: int
     host: int
-    reason: Reason
+    cause: Cause
 
 
 class History:
@@ -106,9 +116,9 @@ class Children:
         self.started: array[int] | None = None
         self.stopped: array[int] | None = None
         self.reason: array[int] | None = None
-        self.reasons: list[Reason] = []
-        self._reason_ids: dict[Reason, int] = {}
-        self.reason_id((None, None))
+        self.reasons: list[Cause] = []
+        self._reason_ids: dict[Cause, int] = {}
+        self.reason_id(ORDINARY)
         self.history: History | None = None
 
     # -- status ---------------------------------------------------------------------------------
@@ -167,18 +177,18 @@ class Children:
             self.host = array("I", [0]) * self.size
         return self.host
 
-    def reason_id(self, reason: Reason) -> int:
+    def reason_id(self, reason: Cause) -> int:
         """The small number that stands for a reason in this job's column."""
         known = self._reason_ids.get(reason)
         if known is None and len(self.reasons) >= REASONS_MAX:
-            reason = (None, REASON_OVERFLOW)
+            reason = Cause(None, REASON_OVERFLOW)
             known = self._reason_ids.get(reason)
         if known is None:
             known = self._reason_ids[reason] = len(self.reasons)
             self.reasons.append(reason)
         return known
 
-    def set_reason(self, indexes: Sequence[int], reason: Reason) -> None:
+    def set_reason(self, indexes: Sequence[int], reason: Cause) -> None:
         """Note why these children are as they are."""
         ident = self.reason_id(reason)
         if self.reason is None:
@@ -187,9 +197,9 @@ class Children:
             self.reason = array("H", [0]) * self.size
         fill(self.reason, indexes, ident)
 
-    def reason_of(self, index: int) -> Reason:
-        """A child's reason as kept; (None, None) where it is the ordinary one."""
-        return self.reasons[self.reason[index]] if self.reason is not None else (None, None)
+    def cause_of(self, index: int) -> Cause:
+        """Why a child is as it is."""
+        return self.reasons[self.reason[index]] if self.reason is not None else ORDINARY
 
     # -- attempts ---------------------------------------------------------------------------------
 

@@ -124,6 +124,7 @@ class AttemptsEnded(_Run, frozen=True, array_like=True, tag=10):
     `status` (a status byte): SUCCEEDED, FAILED, or RUNNABLE for another try. `codes` and `ages` are one
     value for all or one each; a code of -1 stands for none. `status_reason` None is the ordinary text,
     `reason` the cause as given by the backend. `counts` False: the try is not held against the job.
+    `failure` is a FailureClass, None for a program that ended by itself.
     """
 
     number: int
@@ -133,6 +134,7 @@ class AttemptsEnded(_Run, frozen=True, array_like=True, tag=10):
     status_reason: str | None
     reason: str | None
     counts: bool
+    failure: str | None = None
 
 
 class StopRequested(_Run, frozen=True, array_like=True, tag=11):

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Sequence
 from typing import assert_never
 
-from .children import fill
+from .children import ORDINARY, Cause, fill
 from .events import (
     AnyEvent,
     AttemptsEnded,
@@ -32,7 +32,7 @@ from .events import (
     WorkHeld,
     WorkReleased,
 )
-from .model import DependencyType, ResourceStatus, StopKind
+from .model import DependencyType, FailureClass, ResourceStatus, StopKind
 from .state import (
     MEMORY_UNCOUNTED,
     DefinitionRow,
@@ -189,7 +189,7 @@ def _work_failed(state: KernelState, event: WorkFailed, at_ms: int) -> None:
     children.move(indexes, source, FAILED)
     _, stopped = children.times()
     fill(stopped, indexes, at_ms)
-    children.set_reason(indexes, (event.reason, None))
+    children.set_reason(indexes, Cause(event.reason))
     job.touched_ms = at_ms
     _children_ended(state, job, indexes, succeeded=False)
 
@@ -206,7 +206,8 @@ def _cancel_requested(state: KernelState, event: CancelRequested) -> None:
         status = job.children.status
         live = job.live() if event.index is None else [i for i in (event.index,) if status[i] in (STARTING, RUNNING)]
         for i in live:
-            job.stopping.setdefault(i, Stop(StopKind.TERMINATE, event.reason))
+            if i not in job.stopping or job.stopping[i].kind is StopKind.SHUTDOWN:
+                job.stopping[i] = Stop(StopKind.TERMINATE, event.reason)
 
 
 def _children_ended(state: KernelState, job: JobRow, indexes: Sequence[int], *, succeeded: bool) -> None:
@@ -309,23 +310,27 @@ def _attempts_ended(state: KernelState, event: AttemptsEnded, at_ms: int) -> Non
             children.code[i] = code
     else:
         fill(children.code, indexes, codes)
-    if event.status_reason is not None or event.reason is not None or children.reason is not None:
-        children.set_reason(indexes, (event.status_reason, event.reason))
+    cause = Cause(event.status_reason, event.reason, event.failure)
+    if cause != ORDINARY or children.reason is not None:
+        children.set_reason(indexes, cause)
     if job.stopping:
         for i in indexes:
             job.stopping.pop(i, None)
     job.touched_ms = at_ms
     if target == RUNNABLE:
-        _retry(state, job, indexes, counts=event.counts)
+        _retry(state, job, indexes, counts=event.counts, failure=event.failure)
     else:
         _children_ended(state, job, indexes, succeeded=target == SUCCEEDED)
 
 
-def _retry(state: KernelState, job: JobRow, indexes: Sequence[int], *, counts: bool) -> None:
+def _retry(state: KernelState, job: JobRow, indexes: Sequence[int], *, counts: bool, failure: str | None) -> None:
     job.children.archive(indexes)
     if not counts:
         for i in indexes:
             job.uncounted[i] = job.uncounted.get(i, 0) + 1
+    if failure == FailureClass.HOST_LOST and not counts:
+        for i in indexes:
+            job.lost[i] = job.lost.get(i, 0) + 1
     queue = state.queues.get(job.queue)
     if queue is not None:
         lane = queue.lane(job.shape)

@@ -92,7 +92,7 @@ def _explain_work(state: KernelState, job: JobRow, index: int, now_ms: int, *, p
 
 
 def _ended(job: JobRow, index: int, status: int) -> Reason:
-    status_reason, reason = job.children.reason_of(index)
+    status_reason, reason, _ = job.children.cause_of(index)
     code = job.children.code[index]
     text = status_reason or TEXT_ATTEMPT_ENDED
     if reason:
@@ -226,7 +226,8 @@ def _ahead(state: KernelState, queue: QueueRow, job: JobRow) -> str:
     ]  # fmt: skip
     if higher:
         first = higher[0]
-        return f"queue {first.name!r} of priority {first.body.priority} has work waiting, this one has {queue.body.priority}"
+        higher_priority = f"queue {first.name!r} of priority {first.body.priority} has work waiting"
+        return f"{higher_priority}, this one has priority {queue.body.priority}"
     earlier = sum(1 for lane in queue.lanes.values() for serial in lane.members if serial < job.serial)
     return f"{earlier} earlier jobs of queue {queue.name!r} go first" if earlier else ""
 

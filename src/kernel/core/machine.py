@@ -196,7 +196,10 @@ def _concerns(job: JobRow, index: int | None, *, terminate: bool) -> bool:
         return True
     at = index or 0
     status = job.children.status[at]
-    return status <= RUNNABLE or (terminate and status in (STARTING, RUNNING) and at not in job.stopping)
+    if not terminate or status <= RUNNABLE:
+        return status <= RUNNABLE
+    stop = job.stopping.get(at)
+    return status in (STARTING, RUNNING) and (stop is None or stop.kind is StopKind.SHUTDOWN)
 
 
 def _decide_tick(state: KernelState) -> Iterator[AnyEvent]:

@@ -18,6 +18,7 @@ TEXT_DEPENDENCY_FAILED: Final = "Dependent Job failed"
 TEXT_CHILD_FAILED: Final = "Array Child Job failed"
 TEXT_QUEUE_DELETED: Final = "Job queue was deleted"
 TEXT_NOT_STARTED: Final = "Task failed to start"
+TEXT_KERNEL_CLOSED: Final = "Kernel closed"
 
 
 def host_lost_text(host: str) -> str:
@@ -65,10 +66,15 @@ class EvaluateOnExit(Struct, frozen=True):
 
 
 class RetryStrategy(Struct, frozen=True):
-    """How often a job is tried in all (1 to 10), and which failures end it at once (contract RT-1, EX-3, EX-4)."""
+    """How often a job is tried in all (1 to 10), and which failures end it at once (contract RT-1, EX-3, EX-4).
+
+    Beyond AWS: the first `host_lost_retries` attempts that are lost with their host are followed by another
+    without being held against `attempts`, unless an entry of `evaluate_on_exit` says EXIT.
+    """
 
     attempts: int = 1
     evaluate_on_exit: tuple[EvaluateOnExit, ...] = ()
+    host_lost_retries: int = 0
 
 
 class DependencyType(StrEnum):
@@ -206,6 +212,25 @@ class StopKind(StrEnum):
     TIMEOUT = "timeout"
     SHUTDOWN = "shutdown"
     """The kernel is closing: the job is RUNNABLE again, and the attempt does not count as one of its tries."""
+
+
+class FailureClass(StrEnum):
+    """What kind of failure ended an attempt, whatever the wording of its reasons."""
+
+    APPLICATION_EXIT = "application exit"
+    """The program ended by itself, with an exit code other than 0 or by a signal."""
+    TIMEOUT = "timeout"
+    OUT_OF_MEMORY = "out of memory"
+    COULD_NOT_START = "could not start"
+    HOST_LOST = "host lost"
+    CANCELLED = "cancelled"
+    """Terminated, or its queue was deleted."""
+    KERNEL_CLOSED = "kernel closed"
+    """Stopped because the kernel closed; the attempt is not held against the job."""
+
+
+OUT_OF_MEMORY_PREFIX: Final = "OutOfMemoryError"
+"""How a backend's reason begins for an attempt that was killed for its memory, as on ECS (contract 2.6)."""
 
 
 class ExitKind(StrEnum):

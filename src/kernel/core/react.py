@@ -70,6 +70,6 @@ def _ended(job: JobRow, event: AttemptsEnded | WorkFailed) -> Iterator[Effect]:
 def _stopped(job: JobRow, event: CancelRequested) -> Iterator[Effect]:
     if event.terminate:
         number = job.children.number
-        live = [i for i in (job.stopping if event.index is None else (event.index,)) if i in job.stopping]
+        live = [i for i in (sorted(job.stopping) if event.index is None else (event.index,)) if i in job.stopping]
         if live:
             yield StopAttempts(event.job, [(i, number[i]) for i in live])

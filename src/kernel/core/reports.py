@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
+from typing import Final, NamedTuple
 
 from .children import NO_CODE
 from .events import (
@@ -17,14 +18,19 @@ from .events import (
 )
 from .inputs import AllListed, Ended, EnvironmentFailed, HostDown, HostUp, Started, Unknown
 from .model import (
+    OUT_OF_MEMORY_PREFIX,
     TEXT_ATTEMPT_ENDED,
+    TEXT_KERNEL_CLOSED,
+    TEXT_NOT_STARTED,
     TEXT_TIMED_OUT,
+    Action,
     ExitKind,
+    FailureClass,
     ResourceStatus,
     StopKind,
     host_lost_text,
 )
-from .retry import wants_retry
+from .retry import matching_action, wants_retry
 from .state import HostRow, JobRow, KernelState, Stop
 from .states import FAILED, RUNNABLE, RUNNING, STARTING, SUCCEEDED
 
@@ -33,8 +39,18 @@ UNKNOWN_MS_MAX = 60_000
 REASON_CHARS_MAX = 255
 """Of a backend's reason (contract section 8)."""
 
-Outcome = tuple[int, str | None, str | None, bool]
-"""(status byte, status reason or None for the ordinary one, reason, whether it counts as a try)."""
+
+class Outcome(NamedTuple):
+    """What becomes of an ended attempt: the events' fields of the same names."""
+
+    status: int
+    status_reason: str | None = None
+    reason: str | None = None
+    counts: bool = True
+    failure: FailureClass | None = None
+
+
+FINE: Final = Outcome(SUCCEEDED)
 
 
 def decide_started(state: KernelState, report: Started) -> Iterator[AnyEvent]:
@@ -99,20 +115,28 @@ def decide_ended(state: KernelState, report: Ended) -> Iterator[AnyEvent]:
         return
     groups: dict[tuple[bool, Outcome], list[int]] = {}
     plain = report.kind is ExitKind.EXITED and report.reason is None and report.status_reason is None
-    fine: Outcome = (SUCCEEDED, None, None, True)
     for i, (code, _) in ended.items():
-        outcome = fine if plain and code == 0 and not job.stopping else _outcome(state, job, i, code, report)
+        outcome = FINE if plain and code == 0 and not job.stopping else _outcome(state, job, i, code, report)
         groups.setdefault((status[i] == STARTING, outcome), []).append(i)
-    for (starting, (target, status_reason, reason, counts)), indexes in groups.items():
+    for (starting, outcome), indexes in groups.items():
         ages = _ages(state, job, [ended[i][1] for i in indexes])
-        if starting and target == SUCCEEDED:
+        if starting and outcome.status == SUCCEEDED:
             # The exit overtook the start: an attempt that exits with 0 has run.
             yield AttemptsStarted(job.serial, *run_fields(indexes), n, ages)
         found = [ended[i][0] for i in indexes]
         same = found[0] if found.count(found[0]) == len(found) else found
         yield AttemptsEnded(
-            job.serial, *run_fields(indexes), n, target, same, ages, status_reason, reason, counts
-        )  # fmt: skip
+            job.serial,
+            *run_fields(indexes),
+            n,
+            outcome.status,
+            same,
+            ages,
+            outcome.status_reason,
+            outcome.reason,
+            outcome.counts,
+            outcome.failure,
+        )
 
 
 def _byte(code: int) -> int:
@@ -129,28 +153,45 @@ def _outcome(state: KernelState, job: JobRow, index: int, code: int, report: End
     if stop is None and report.kind is ExitKind.TIMED_OUT:
         stop = Stop(StopKind.TIMEOUT, None)
     if stop is not None:
-        return _stopped(stop, reason)
-    status_reason = report.status_reason
+        return _stopped(job, index, stop, reason)
+    status_reason, failure = report.status_reason, _failure(report)
     if report.kind is ExitKind.LOST:
         status_reason = host_lost_text(_host_name(state, job, index))
-    elif code == 0:
-        return (SUCCEEDED, status_reason, reason, True)
+    elif code == 0 and failure is None:
+        return Outcome(SUCCEEDED, status_reason, reason)
     if is_stopped_for_good(job, index):
-        return (FAILED, status_reason, reason, True)
-    used = job.children.number[index] - job.uncounted.get(index, 0)
+        return Outcome(FAILED, status_reason, reason, failure=failure)
     exit_code = None if code == NO_CODE else code
-    again = wants_retry(job.spec.retry, used, status_reason or TEXT_ATTEMPT_ENDED, reason, exit_code)
-    return (RUNNABLE if again else FAILED, status_reason, reason, True)
+    seen = (status_reason or TEXT_ATTEMPT_ENDED, reason, exit_code)
+    strategy = job.spec.retry
+    in_budget = failure is FailureClass.HOST_LOST and job.lost.get(index, 0) < strategy.host_lost_retries
+    if in_budget and matching_action(strategy, *seen) is not Action.EXIT:
+        return Outcome(RUNNABLE, status_reason, reason, counts=False, failure=failure)
+    used = job.children.number[index] - job.uncounted.get(index, 0)
+    again = wants_retry(strategy, used, *seen)
+    return Outcome(RUNNABLE if again else FAILED, status_reason, reason, failure=failure)
 
 
-def _stopped(stop: Stop, reason: str | None) -> Outcome:
+def _failure(report: Ended) -> FailureClass | None:
+    """The class of what a backend reports; None for a program that ended by itself."""
+    if report.kind is ExitKind.LOST:
+        return FailureClass.HOST_LOST
+    if report.status_reason == TEXT_NOT_STARTED:
+        return FailureClass.COULD_NOT_START
+    if report.reason is not None and report.reason.startswith(OUT_OF_MEMORY_PREFIX):
+        return FailureClass.OUT_OF_MEMORY
+    return None
+
+
+def _stopped(job: JobRow, index: int, stop: Stop, reason: str | None) -> Outcome:
     match stop.kind:
         case StopKind.TERMINATE:
-            return (FAILED, stop.reason, reason, True)
+            return Outcome(FAILED, stop.reason, reason, failure=FailureClass.CANCELLED)
         case StopKind.TIMEOUT:
-            return (FAILED, TEXT_TIMED_OUT, reason, True)
+            return Outcome(FAILED, TEXT_TIMED_OUT, reason, failure=FailureClass.TIMEOUT)
         case StopKind.SHUTDOWN:
-            return (RUNNABLE, "Kernel closed", reason, False)
+            target = FAILED if is_stopped_for_good(job, index) else RUNNABLE
+            return Outcome(target, TEXT_KERNEL_CLOSED, reason, counts=False, failure=FailureClass.KERNEL_CLOSED)
 
 
 def is_stopped_for_good(job: JobRow, index: int) -> bool:
@@ -201,7 +242,7 @@ def decide_host_down(state: KernelState, report: HostDown) -> Iterator[AnyEvent]
 
 
 def _remove_host(state: KernelState, host: HostRow, reason: str) -> Iterator[AnyEvent]:
-    for job_serial in list(host.load):
+    for job_serial in sorted(host.load):
         job = state.jobs[job_serial]
         yield from lose(state, job, [i for i in job.live() if job.children.hosts()[i] == host.serial], reason)
     yield HostLeft(host.serial, reason)

@@ -36,7 +36,14 @@ def wants_retry(
     """
     if used >= strategy.attempts:
         return False
+    return matching_action(strategy, status_reason, reason, exit_code) is not Action.EXIT
+
+
+def matching_action(
+    strategy: RetryStrategy, status_reason: str | None, reason: str | None, exit_code: int | None
+) -> Action | None:
+    """What the first entry that matches says; None where none does."""
     for entry in strategy.evaluate_on_exit:
         if is_match(entry, status_reason, reason, exit_code):
-            return entry.action is Action.RETRY
-    return True
+            return entry.action
+    return None

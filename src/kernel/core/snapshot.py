@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from .children import Children, History
+from .children import Cause, Children, History
 from .evolve import arm_timeouts, link
 from .model import (
     DefinitionBody,
@@ -74,12 +74,13 @@ class _Job(Struct, array_like=True):
     stopping: list[tuple[int, str, str | None]]
     gpus: list[tuple[int, tuple[int, ...]]]
     uncounted: list[tuple[int, int]]
+    lost: list[tuple[int, int]]
     flags: list[tuple[int, bool]]
     status: bytes
     number: bytes
     code: bytes
     columns: list[bytes | None]
-    reasons: list[tuple[str | None, str | None]]
+    reasons: list[Cause]
     history: list[bytes] | None
     long: list[tuple[int, int]]
 
@@ -186,7 +187,8 @@ def _job(job: JobRow) -> _Job:
         job.depends_on, job.token, job.principal, job.request_id, job.parent, job.parent_stopped_ms,
         job.cancelled, job.terminated,
         [(i, stop.kind.value, stop.reason) for i, stop in sorted(job.stopping.items())],
-        sorted(job.gpus.items()), sorted(job.uncounted.items()), sorted(job.flags.items()),
+        sorted(job.gpus.items()), sorted(job.uncounted.items()), sorted(job.lost.items()),
+        sorted(job.flags.items()),
         bytes(children.status), children.number.tobytes(), children.code.tobytes(),
         [None if column is None else column.tobytes() for column in columns],
         children.reasons,
@@ -243,7 +245,8 @@ def _row(kept: _Job) -> JobRow:
     ):  # fmt: skip
         setattr(job, name, getattr(kept, name))
     job.stopping = {i: Stop(StopKind(kind), reason) for i, kind, reason in kept.stopping}
-    job.gpus, job.uncounted, job.flags = dict(kept.gpus), dict(kept.uncounted), dict(kept.flags)
+    job.gpus, job.uncounted = dict(kept.gpus), dict(kept.uncounted)
+    job.lost, job.flags = dict(kept.lost), dict(kept.flags)
     job.children = _children(kept)
     return job
 

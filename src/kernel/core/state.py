@@ -44,7 +44,7 @@ class JobRow:
         "blockers", "cancelled", "child_dependents", "children", "created_ms", "depends_on", "dependents", "gpus",
         "job_id", "name", "n_to_n", "parent", "parent_stopped_ms", "principal", "queue", "request_id",
         "sequential", "serial", "shape", "size", "spec", "stopping", "terminated", "token", "touched_ms", "uncounted",
-        "flags", "waiting_since_ms",
+        "flags", "lost", "waiting_since_ms",
     )  # fmt: skip
 
     def __init__(
@@ -82,6 +82,8 @@ class JobRow:
         self.gpus: dict[int, tuple[int, ...]] = {}
         self.uncounted: dict[int, int] = {}
         """Attempts per child that are not held against its retry strategy."""
+        self.lost: dict[int, int] = {}
+        """Those of them that were lost with their host."""
         self.flags: dict[int, bool] = {}
         """Children cancelled (False) or terminated (True) one by one."""
 
