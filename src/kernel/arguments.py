@@ -6,18 +6,24 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import msgspec
+
+from .core.checks import MEMORY_MIB_MAX, TIMEOUT_MS_MAX, VCPUS_MILLI_MAX
 from .core.errors import InvalidValue
 from .core.inputs import DependencyRequest
-from .core.model import Action, DependencyType, EvaluateOnExit, RetryStrategy
+from .core.model import Action, DependencyType, EvaluateOnExit, Quotas, RetryStrategy
 from .core.states import JobStatus
 
+REVISION_DIGITS_MAX: Final = 9
 _MEMORY: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]i?B?|B)?\s*", re.IGNORECASE)
 _MIB_PER: Final = {
     "": 1.0, "B": 1 / 2**20, "K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2,
     "KB": 1000 / 2**20, "MB": 1000**2 / 2**20, "GB": 1000**3 / 2**20, "TB": 1000**4 / 2**20,
 }  # fmt: skip
+BITS_MAX: Final = 63
+"""Of an int that the journal can hold."""
 SCRIPT_READ_MAX: Final = 16 << 20
 """Bytes read of a script file before it is refused."""
 
@@ -55,6 +61,10 @@ def text(field: str, value: object) -> str:
     """A str."""
     if not isinstance(value, str):
         raise InvalidValue(field, value, "it is text (str)")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidValue(field, value, "it is text without lone surrogates (which UTF-8 cannot hold)") from None
     return value
 
 
@@ -67,6 +77,8 @@ def whole(field: str, value: object) -> int:
     """An int."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidValue(field, value, "it is a whole number (int)")
+    if value.bit_length() > BITS_MAX:
+        raise InvalidValue(field, f"a number of {value.bit_length()} bits", f"it has at most {BITS_MAX} bits")
     return value
 
 
@@ -79,20 +91,26 @@ def flag(field: str, value: object) -> bool:
 
 def number(field: str, value: object) -> float:
     """A finite int or float."""
+    if isinstance(value, int):
+        value = whole(field, value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) == float("inf"):
         raise InvalidValue(field, value, "it is a number")
     return float(value)
 
 
 def texts(field: str, value: object) -> dict[str, str]:
-    """A mapping of str to str."""
+    """A mapping of str to str; None is an empty one."""
+    if value is None:
+        return {}
     if not isinstance(value, Mapping):
         raise InvalidValue(field, value, "it maps names to texts, for example {'NAME': 'value'}")
     for name, entry in value.items():
         if not isinstance(name, str):
             raise InvalidValue(field, name, "names are text (str)")
+        text(field, name)
         if not isinstance(entry, str):
             raise InvalidValue(f"{field}.{name}", entry, "values are text (str); write numbers as '1'")
+        text(f"{field}.{name}", entry)
     return dict(value)
 
 
@@ -118,12 +136,15 @@ def command(field: str, value: object) -> tuple[str, ...]:
 
 def milli(field: str, value: object) -> int:
     """A number of vCPUs as thousandths."""
+    given = value
     if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
-            raise InvalidValue(field, value, "it is a number of vCPUs, such as 2 or 0.25") from None
+            raise InvalidValue(field, given, "it is a number of vCPUs, such as 2 or 0.25") from None
     amount = number(field, value) * 1000
+    if not 0 <= amount <= VCPUS_MILLI_MAX:
+        raise InvalidValue(field, given, f"it is a number of vCPUs, 0 to {VCPUS_MILLI_MAX // 1000}")
     if abs(amount - round(amount)) > 1e-6:
         raise InvalidValue(field, value, "vCPUs are counted in steps of 0.001")
     return round(amount)
@@ -137,6 +158,8 @@ def mebibytes(field: str, value: object) -> int:
             raise InvalidValue(field, value, "memory is a number of MiB, or a text such as '512MiB' or '2GiB'")
         unit = (match[2] or "").upper().replace("IB", "")
         amount = float(match[1]) * _MIB_PER[unit]
+        if amount > MEMORY_MIB_MAX:
+            raise InvalidValue(field, value, f"memory is at most {MEMORY_MIB_MAX} MiB")
         return int(amount) + (amount > int(amount))
     return whole(field, value)
 
@@ -144,8 +167,8 @@ def mebibytes(field: str, value: object) -> int:
 def milliseconds(field: str, value: object) -> int:
     """Seconds above zero as milliseconds, at least one."""
     seconds = number(field, value)
-    if seconds <= 0:
-        raise InvalidValue(field, value, "it is a number of seconds above 0")
+    if not 0 < seconds <= TIMEOUT_MS_MAX / 1000:
+        raise InvalidValue(field, value, "it is a number of seconds above 0 (and at most 100 years)")
     return max(1, round(seconds * 1000))
 
 
@@ -167,7 +190,7 @@ def retry(field: str, value: object) -> RetryStrategy:
         return RetryStrategy(whole(f"{field}.attempts", value["attempts"]), found, lost)
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidValue(field, value, "it is a number of attempts or a RetryStrategy")
-    return RetryStrategy(value)
+    return RetryStrategy(whole(field, value))
 
 
 def _entry(field: str, value: object) -> EvaluateOnExit:
@@ -194,17 +217,19 @@ def _entry(field: str, value: object) -> EvaluateOnExit:
 def script(field: str, value: object) -> str:
     """A script's text. A str that begins with `#!` is one; a path, or any other str, names a file that holds one."""
     if isinstance(value, str) and value.startswith("#!"):
-        return value
+        return text(field, value)
     if not isinstance(value, (str, os.PathLike)):
         raise InvalidValue(field, value, "it is a text that begins with '#!', or the path of a file that does")
     if isinstance(value, str) and "\n" in value:
         raise InvalidValue(field, value, "a script's first line names its interpreter: '#!...'")
-    path = Path(value)
     try:
+        path = Path(value)
         with path.open("rb") as file:
             data = file.read(SCRIPT_READ_MAX + 1)
     except OSError as e:
         raise InvalidValue(field, os.fspath(value), f"the script's file cannot be read: {e.strerror}") from e
+    except (TypeError, ValueError):
+        raise InvalidValue(field, value, "it is not the path of a file") from None
     if len(data) > SCRIPT_READ_MAX:
         raise InvalidValue(field, os.fspath(value), f"a script's file has at most {SCRIPT_READ_MAX} bytes")
     try:
@@ -218,7 +243,26 @@ def script(field: str, value: object) -> str:
 
 def workdir(value: object) -> str | None:
     """A folder's path, or None."""
-    return None if value is None else text("workdir", os.fspath(value) if isinstance(value, os.PathLike) else value)
+    if value is None:
+        return None
+    found = text("workdir", os.fspath(value) if isinstance(value, os.PathLike) else value)
+    if "\0" in found:
+        raise InvalidValue("workdir", value, "a path has no zero byte")
+    return found
+
+
+def path(field: str, value: object) -> Path | None:
+    """A path, or None."""
+    if value is None:
+        return None
+    try:
+        found = Path(value)  # type: ignore[arg-type]  # what it does not take, it says
+    except TypeError:
+        found = Path()
+    if not found.name or "\0" in str(found):
+        raise InvalidValue(field, value, "it is the path of a file or folder (str or os.PathLike)")
+    text(field, str(found).encode(errors="surrogateescape").decode(errors="replace"))
+    return found
 
 
 def job_reference(field: str, value: object) -> str:
@@ -233,7 +277,7 @@ def dependencies(field: str, value: object) -> tuple[DependencyRequest, ...]:
     """The entries of `depends_on`."""
     if value is None:
         return ()
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
         raise InvalidValue(field, value, "it is a list of jobs (ids, handles or names), n_to_n(job) and SEQUENTIAL")
     return tuple(_dependency(f"{field}[{n}]", entry) for n, entry in enumerate(value))
 
@@ -254,6 +298,49 @@ def _dependency(field: str, entry: object) -> DependencyRequest:
         reference = None if job is None else job_reference(f"{field}.job", job)
         return DependencyRequest(DependencyType(kind or "AFTER_SUCCESS"), reference)
     return DependencyRequest(DependencyType.AFTER_SUCCESS, job_reference(field, entry))
+
+
+def definition(field: str, value: object) -> str:
+    """A definition's `name` or `name:revision`."""
+    name, colon, revision = text(field, value).partition(":")
+    if colon and not (revision.isdecimal() and revision.isascii() and len(revision) <= REVISION_DIGITS_MAX):
+        raise InvalidValue(field, value, "it is a definition's name, or 'name:revision' with a revision such as 3")
+    return f"{name}{colon}{revision}"
+
+
+def references(field: str, value: object) -> list[str]:
+    """A list of jobs, each an id, a handle or a name."""
+    if isinstance(value, (str, bytes, Mapping)) or hasattr(value, "id") or not isinstance(value, Iterable):
+        raise InvalidValue(field, value, "it is a list of ids, handles or names; describe_job takes a single one")
+    return [job_reference(f"{field}[{n}]", entry) for n, entry in enumerate(value)]
+
+
+def options(field: str, value: object, kind: type[msgspec.Struct], backend: str) -> dict[str, Any]:
+    """A backend's options, checked by its own type, as plain values."""
+    if value is None:
+        value = {}
+    if not isinstance(value, Mapping):
+        raise InvalidValue(field, value, "it maps the names of the backend's options to values")
+    try:
+        plain = msgspec.to_builtins(dict(value))
+        msgspec.convert(plain, kind)
+        msgspec.msgpack.encode(plain)
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as e:
+        raise InvalidValue(field, dict(value), f"backend {backend!r}: {e}") from e
+    found: dict[str, Any] = plain
+    return found
+
+
+def quotas(field: str, value: object) -> Quotas:
+    """The kernel's quotas; None: the defaults."""
+    if value is None:
+        return Quotas()
+    if not isinstance(value, Quotas):
+        raise InvalidValue(field, value, "it is an anybatch.Quotas")
+    for name in Quotas.__struct_fields__:
+        if whole(f"{field}.{name}", getattr(value, name)) < 0:
+            raise InvalidValue(f"{field}.{name}", getattr(value, name), "a quota is 0 or more")
+    return value
 
 
 def statuses(field: str, value: object) -> frozenset[JobStatus] | None:

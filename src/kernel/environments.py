@@ -7,10 +7,11 @@ backend does wrong costs its own environment: it turns INVALID with the reason, 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec
 
 import anyio
 import structlog
@@ -24,6 +25,7 @@ from .core.state import JobRow
 from .core.states import RUNNING
 
 if TYPE_CHECKING:
+    from .cleaner import Cleaner
     from .clock import Clock
     from .registry import BackendRegistry
     from .runtime import Runtime
@@ -38,7 +40,35 @@ STOP_S_MAX: Final = 60.0
 """For a backend to take a batch of stops."""
 CLOSE_S_MAX: Final = 60.0
 """For a backend to let go."""
+FINISH_S_MAX: Final = 10.0
+"""For a call that a backend is busy with when the kernel closes."""
 REASON_CHARS_MAX: Final = 1000
+AMOUNT_MAX: Final = 1 << 50
+"""Of a host's vCPUs (milli) or memory (MiB)."""
+
+P = ParamSpec("P")
+
+
+def _text(value: str) -> str:
+    """Text that the journal can keep. Operating systems' texts may hold bytes that are no UTF-8, as surrogates."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value.encode(errors="backslashreplace").decode()
+
+
+def _checked(report: Callable[Concatenate[Context, P], None]) -> Callable[Concatenate[Context, P], None]:
+    """A report that cannot be handled makes the environment INVALID; it neither harms the kernel nor raises."""
+
+    @functools.wraps(report)
+    def checked(self: Context, *args: P.args, **more: P.kwargs) -> None:
+        if self.closed:
+            return
+        try:
+            report(self, *args, **more)
+        except Exception as e:
+            self._lied(f"{report.__name__}: {e}")
+
+    return checked
 
 
 class Context:
@@ -59,7 +89,7 @@ class Context:
         self.closed = False
 
     def _lied(self, what: str) -> None:
-        self.failed(f"backend {self.settings.name!r} reported {what}")
+        self._fail(f"backend {self._driver.backend_name!r} reported what cannot be: {what}")
 
     def _job(
         self,
@@ -69,30 +99,29 @@ class Context:
         codes: Sequence[int | None] | None = None,
         at_ms: Sequence[int] | None = None,
     ) -> int | None:
-        """The serial of a known job, if the report is one that the core can take; else the environment fails."""
+        """The serial of a known job. Raises ValueError, or what comes of it, for what the core cannot take."""
         state = self._runtime.state
-        serial = None if self.closed else state.ids.get(job_id)
+        serial = state.ids.get(job_id)
         if serial is None or not len(indexes):
             return None
         size = state.jobs[serial].children.size
         lengths = {len(indexes), len(indexes if codes is None else codes), len(indexes if at_ms is None else at_ms)}
         if {*map(type, indexes)} != {int} or min(indexes) < 0 or max(indexes) >= size or type(number) is not int:
-            self._lied(f"attempts that cannot be: {job_id}, attempt {number!r}, indexes {list(indexes)[:10]!r}")
-        elif len(lengths) > 1 or (at_ms is not None and {*map(type, at_ms)} != {int}):
-            self._lied(f"{len(indexes)} attempts of {job_id} with other numbers of codes or times, or no times")
-        elif codes is not None and not {*map(type, codes)} <= {int, type(None)}:
-            self._lied(f"exit codes of {job_id} that are no numbers: {list(codes)[:10]!r}")
-        else:
-            return serial
-        return None
+            raise ValueError(f"attempt {number!r} of {job_id}, indexes {list(indexes)[:10]!r}")
+        if len(lengths) > 1 or (at_ms is not None and {*map(type, at_ms)} != {int}):
+            raise ValueError(f"{len(indexes)} attempts of {job_id} with other numbers of codes or times, or no times")
+        if codes is not None and not {*map(type, codes)} <= {int, type(None)}:
+            raise ValueError(f"exit codes of {job_id} that are no numbers: {list(codes)[:10]!r}")
+        return serial
 
+    @_checked
     def host_up(self, host: str, capacity: Capacity, zone: str | None = None) -> None:
-        if self.closed:
-            return
         amounts = (capacity.vcpus_milli, capacity.memory_mib or 0, *capacity.gpus)
-        if not isinstance(host, str) or {*map(type, amounts)} != {int} or min(amounts) < 0:
-            self._lied(f"a host that cannot be: {host!r} with {capacity!r}")
-            return
+        if {*map(type, amounts)} != {int} or not 0 <= min(amounts) <= max(amounts) <= AMOUNT_MAX:
+            raise ValueError(f"{host!r} with {capacity!r}")
+        if len(set(capacity.gpus)) < len(capacity.gpus):
+            raise ValueError(f"{host!r} with one GPU twice: {capacity.gpus!r}")
+        host, zone = _text(host), None if zone is None else _text(zone)
         self.hosts[host] = None
         self._runtime.report(
             HostUp(
@@ -105,11 +134,13 @@ class Context:
             )
         )
 
+    @_checked
     def host_down(self, host: str, reason: str) -> None:
-        if not self.closed:
-            self.hosts.pop(host, None)
-            self._runtime.report(HostDown(environment=self.settings.name, host=host, reason=reason))
+        down = HostDown(environment=self.settings.name, host=_text(host), reason=_text(reason))
+        self.hosts.pop(host, None)
+        self._runtime.report(down)
 
+    @_checked
     def started(self, job_id: str, number: int, indexes: Sequence[int], at_ms: Sequence[int] | None = None) -> None:
         serial = self._job(job_id, number, indexes, None, at_ms)
         if serial is not None:
@@ -117,6 +148,7 @@ class Context:
                 Started(environment=self.settings.name, job=serial, number=number, indexes=indexes, at_ms=at_ms)
             )
 
+    @_checked
     def exited(
         self,
         job_id: str,
@@ -130,6 +162,7 @@ class Context:
     ) -> None:
         self._ended(job_id, number, indexes, ExitKind.EXITED, codes, at_ms, reason, status_reason)
 
+    @_checked
     def timed_out(
         self,
         job_id: str,
@@ -140,8 +173,9 @@ class Context:
     ) -> None:
         self._ended(job_id, number, indexes, ExitKind.TIMED_OUT, codes, at_ms, None, None)
 
+    @_checked
     def lost(self, job_id: str, number: int, indexes: Sequence[int], *, reason: str) -> None:
-        self._ended(job_id, number, indexes, ExitKind.LOST, [None] * len(indexes), None, reason, None)
+        self._ended(job_id, number, indexes, ExitKind.LOST, [None] * len(indexes), None, _text(reason), None)
 
     def _ended(
         self,
@@ -165,22 +199,31 @@ class Context:
                     kind=kind,
                     codes=codes,
                     at_ms=at_ms,
-                    reason=reason,
-                    status_reason=status_reason,
+                    reason=None if reason is None else _text(reason),
+                    status_reason=None if status_reason is None else _text(status_reason),
                 )
             )
 
+    @_checked
     def unknown(self, job_id: str, number: int, indexes: Sequence[int]) -> None:
         serial = self._job(job_id, number, indexes)
         if serial is not None:
             self._runtime.report(Unknown(environment=self.settings.name, job=serial, number=number, indexes=indexes))
 
+    @_checked
     def failed(self, reason: str) -> None:
-        if not self.closed:
-            self._runtime.report(EnvironmentFailed(environment=self.settings.name, reason=reason[:REASON_CHARS_MAX]))
+        self._fail(_text(reason))
+
+    def _fail(self, reason: str) -> None:
+        text = _text(reason)[:REASON_CHARS_MAX]
+        self._runtime.report(EnvironmentFailed(environment=self.settings.name, reason=text))
 
     def when_durable(self, callback: Callable[[], None]) -> None:
-        self._runtime.when_handled(lambda error: None if error is not None or self.closed else callback())
+        @_checked
+        def acknowledge(self: Context) -> None:
+            callback()
+
+        self._runtime.when_handled(lambda error: acknowledge(self) if error is None else None)
 
 
 class Driver:
@@ -199,7 +242,8 @@ class Driver:
         self._wake = asyncio.Event()
         self._restart = True
         self._stop = False
-        self._backend_name = ""
+        self.backend_name = ""
+        self._scope: anyio.CancelScope | None = None
         self._specs: dict[int, AttemptSpec] = {}
 
     # -- what the runtime asks for ------------------------------------------------------------------
@@ -216,8 +260,10 @@ class Driver:
         self._wake.set()
 
     def finish(self) -> None:
-        """Close the backend and end `run`."""
+        """Close the backend and end `run`, with a little time for what the backend is busy with."""
         self._stop = True
+        if self._scope is not None:
+            self._scope.deadline = min(self._scope.deadline, anyio.current_time() + FINISH_S_MAX)
         self._wake.set()
 
     # -- the loop -----------------------------------------------------------------------------------
@@ -256,22 +302,35 @@ class Driver:
             await self._close()
         try:
             context.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._backend_name = body.backend
+            self.backend_name = body.backend
             if self.backend is None:
                 self.backend = self._registry.make(body.backend, self.name)
             self._context = context
-            with anyio.fail_after(START_S_MAX):
-                await self.backend.start(context, self._known())
+            await self._bounded(self.backend.start(context, self._known()), START_S_MAX)
             self._runtime.report(AllListed(environment=self.name, hosts=tuple(context.hosts)))
         except Exception as e:
             self._fail("did not start", e)
+            await self._close()
+
+    async def _bounded(self, call: Awaitable[None], seconds: float) -> None:
+        """Await what a backend does, within its bound. A cancellation that nobody asked for is an error of its own."""
+        try:
+            with anyio.fail_after(seconds) as self._scope:
+                await call
+        except asyncio.CancelledError as e:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise BackendError("it was cancelled from inside") from e
+        finally:
+            self._scope = None
 
     def _fail(self, what: str, error: Exception) -> None:
         """The environment is INVALID from now on."""
         text = f"took longer than its bound and {what}" if isinstance(error, TimeoutError) else str(error)
         if not isinstance(error, (AnyBatchError, TimeoutError)):
             text = f"{type(error).__name__}: {error}"
-        reason = f"backend {self._backend_name!r} {what}: {text}"[:REASON_CHARS_MAX]
+        reason = _text(f"backend {self.backend_name!r} {what}: {text}")[:REASON_CHARS_MAX]
         log.warning("environment_failed", environment=self.name, reason=reason)
         self._runtime.report(EnvironmentFailed(environment=self.name, reason=reason))
 
@@ -288,13 +347,17 @@ class Driver:
                 await self._end([e for e in batch if isinstance(e, StopAttempts)])
 
     async def _launch(self, effects: list[LaunchAttempts]) -> None:
+        state = self._runtime.state
+        # A host that has gone meanwhile has taken its attempts with it.
+        effects = [effect for effect in effects if effect.host in state.hosts]
+        if not effects:
+            return
         launches = [self._launch_of(effect) for effect in effects]
         backend = self.backend
         try:
             if backend is None:
                 raise BackendError("the environment's backend is not running")
-            with anyio.fail_after(LAUNCH_S_MAX):
-                await backend.launch(launches)
+            await self._bounded(backend.launch(launches), LAUNCH_S_MAX)
         except Exception as e:
             if not isinstance(e, BackendError) or not e.retryable:
                 self._fail("could not launch", e)
@@ -306,7 +369,7 @@ class Driver:
                         number=effect.number,
                         indexes=effect.indexes,
                         codes=[None] * len(effect.indexes),
-                        reason=str(e) or type(e).__name__,
+                        reason=_text(str(e)) or type(e).__name__,
                         status_reason=TEXT_NOT_STARTED,
                     )
                 )
@@ -317,8 +380,7 @@ class Driver:
         if self.backend is None:
             return
         try:
-            with anyio.fail_after(STOP_S_MAX):
-                await self.backend.stop(keys, DEFAULT_GRACE_MS)
+            await self._bounded(self.backend.stop(keys, DEFAULT_GRACE_MS), STOP_S_MAX)
         except Exception as e:
             self._fail("could not stop attempts", e)
 
@@ -327,13 +389,12 @@ class Driver:
         if backend is None:
             return
         try:
-            with anyio.fail_after(CLOSE_S_MAX):
-                await backend.close()
+            await self._bounded(backend.close(), CLOSE_S_MAX)
         except Exception as e:
             log.warning("backend_close_failed", environment=self.name, error=repr(e))
         if self._context is not None:
             self._context.closed = True
-        self._registry.release(self._backend_name, self.name)
+        self._registry.release(self.backend_name, self.name)
 
     # -- attempts for the backend -------------------------------------------------------------------
 
@@ -362,12 +423,13 @@ class Driver:
         """What was in flight here when the kernel, or the backend, last stopped."""
         state = self._runtime.state
         row = state.environments[self.name]
+        waiting = {(e.job, e.number, i) for e in self._todo if isinstance(e, LaunchAttempts) for i in e.indexes}
         found: dict[tuple[int, int, int, bool], list[int]] = {}
         for host_serial in row.hosts.values():
             for serial in state.hosts[host_serial].load:
                 children = state.jobs[serial].children
                 for i in state.jobs[serial].live():
-                    if children.hosts()[i] == host_serial:
+                    if children.hosts()[i] == host_serial and (serial, children.number[i], i) not in waiting:
                         key = (serial, children.number[i], host_serial, children.status[i] == RUNNING)
                         found.setdefault(key, []).append(i)
         return [
@@ -410,7 +472,9 @@ class Drivers:
         registry: BackendRegistry,
         runtime_dir: Callable[[], Path],
         spawn: Callable[[Driver], None],
+        cleaner: Cleaner,
     ) -> None:
+        self._cleaner = cleaner
         self._runtime = runtime
         self._registry = registry
         self._runtime_dir = runtime_dir
@@ -461,6 +525,9 @@ class Drivers:
         driver = self._drivers.pop(name, None)
         if driver is not None:
             driver.finish()
+
+    def forget(self, job_ids: Sequence[str]) -> None:
+        self._cleaner.forget(job_ids)
 
     def __getitem__(self, name: str) -> Driver:
         return self._drivers[name]

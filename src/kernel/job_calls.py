@@ -16,7 +16,8 @@ from .core.inputs import StopJob, SubmitJob
 from .core.model import Overrides, RetryStrategy
 from .core.resources import get_queue
 from .core.state import JobRow
-from .core.states import STATUSES, JobStatus
+from .core.states import STARTING, STATUSES, SUCCEEDED, JobStatus
+from .core.submit import find_job
 from .handles import JobHandle
 from .views import DefinitionDetail, JobDetail, JobSummary, job_detail, job_summary
 
@@ -71,8 +72,8 @@ class JobCalls(Calls):
         overrides = Overrides(
             command=None if command is None else args.command("command", command),
             script=None if script is None else args.script("script", script),
-            environment=args.texts("environment", environment or {}),
-            parameters=args.texts("parameters", parameters or {}),
+            environment=args.texts("environment", environment),
+            parameters=args.texts("parameters", parameters),
             vcpus_milli=None if vcpus is None else args.milli("vcpus", vcpus),
             memory_mib=None if memory is None else args.mebibytes("memory", memory),
             gpus=None if gpus is None else args.whole("gpus", gpus),
@@ -80,7 +81,7 @@ class JobCalls(Calls):
             timeout_ms=None if timeout is None else args.milliseconds("timeout", timeout),
             workdir=args.workdir(workdir),
             scratch=None if scratch is None else args.flag("scratch", scratch),
-            tags=args.texts("tags", tags or {}),
+            tags=args.texts("tags", tags),
             scheduling_priority=(
                 None if scheduling_priority is None else args.whole("scheduling_priority", scheduling_priority)
             ),
@@ -89,7 +90,7 @@ class JobCalls(Calls):
             job_id=self._ids.job_id(),
             name=args.text("name", name),
             queue=args.text("queue", queue),
-            definition=args.optional_text("definition", definition),
+            definition=None if definition is None else args.definition("definition", definition),
             overrides=overrides,
             size=None if array_size is None else args.whole("array_size", array_size),
             depends_on=args.dependencies("depends_on", depends_on),
@@ -124,10 +125,9 @@ class JobCalls(Calls):
         Raises:
             NotFound: one of them does not exist.
         """
-        if isinstance(jobs, (str, JobHandle)):
-            raise InvalidValue("jobs", jobs, "it is a list of ids or handles; describe_job takes a single one")
-        found = [self._find(job) for job in jobs]
-        return [job_detail(self._live.state, row, index) for row, index in found]
+        state = self._open.state
+        found = [find_job(state, reference, "jobs") for reference in args.references("jobs", jobs)]
+        return [job_detail(state, row, index) for row, index in found]
 
     async def list_jobs(
         self,
@@ -157,6 +157,7 @@ class JobCalls(Calls):
                     if wanted is None or STATUSES[row.children.status[i]] in wanted:
                         yield job_summary(row, i)
                 await asyncio.sleep(0)
+                self._live.check_open()
             return
         for serials in _pages(sorted(state.jobs, reverse=True)):
             for serial in serials:
@@ -166,6 +167,7 @@ class JobCalls(Calls):
                 if (wanted is None or job.status in wanted) and _fits(job.name, pattern):
                     yield job_summary(job, None)
             await asyncio.sleep(0)
+            self._live.check_open()
 
     async def wait(self, job: JobReference) -> JobDetail:
         """Return what a job or child is once it has ended. Cancelling the wait does not cancel the job."""
@@ -203,7 +205,7 @@ class JobCalls(Calls):
         if row.size is not None and index is None:
             raise InvalidValue("job", row.job_id, f"an array's logs are its children's; give {row.job_id}:<index>")
         at = index or 0
-        if attempt is None and follow:
+        if args.flag("follow", follow) and attempt is None:
             await self._wait_attempt(row, at)
         number = row.children.number[at] if attempt is None else args.whole("attempt", attempt)
         if attempt is not None and not 1 <= number <= row.children.number[at]:
@@ -223,11 +225,13 @@ class JobCalls(Calls):
             yield piece
 
     async def _wait_attempt(self, row: JobRow, index: int) -> None:
-        """Return once the job has had an attempt, or has ended without one."""
+        """Return once an attempt of the job runs or has run, or the job has ended without one."""
         news = asyncio.Event()
         unlisten = self._live.listen(news.set)
         try:
-            while not row.children.number[index] and not STATUSES[row.children.status[index]].is_terminal:
+            while row.children.status[index] == STARTING or (
+                not row.children.number[index] and row.children.status[index] < SUCCEEDED
+            ):
                 news.clear()
                 await news.wait()
                 self._live.check_open()

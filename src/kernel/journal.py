@@ -173,6 +173,8 @@ class FileJournal:
         try:
             self._open()
         except BaseException:
+            if hasattr(self, "_db"):
+                self._db.close()
             os.close(self._lock)
             raise
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import tempfile
@@ -14,7 +15,9 @@ from typing import Final, Literal, Self
 import anyio
 import msgspec
 
+from . import arguments as args
 from .backend import Backend, BackendFactory
+from .cleaner import Cleaner
 from .clock import Clock, SystemClock
 from .core.errors import InvalidValue, KernelClosed
 from .core.inputs import (
@@ -98,14 +101,14 @@ class Kernel(JobCalls, ResourceCalls):
             raise InvalidValue("on_close", on_close, "it is 'detach', 'drain' or 'stop'")
         if path is None and on_close == "detach":
             raise InvalidValue("on_close", on_close, "a journal in memory cannot be opened again: 'drain' or 'stop'")
-        self._path = path
+        self._path = args.path("path", path)
         self._default_close: OnClose = "stop" if path is None else "detach"
         self._on_close: OnClose = on_close or self._default_close
-        self._quotas = quotas or Quotas()
+        self._quotas = args.quotas("quotas", quotas)
         self._clock = clock
         self._ids = ids or RandomIds()
         self._registry = BackendRegistry(backends)
-        self._given_runtime_dir = runtime_dir
+        self._given_runtime_dir = args.path("runtime_dir", runtime_dir)
         self._runtime_path: Path | None = None
         self._temporary: str | None = None
         self._entered = False
@@ -122,7 +125,8 @@ class Kernel(JobCalls, ResourceCalls):
         try:
             runtime = Runtime(journal, clock or SystemClock(), self._quotas)
             runtime.open(self._ids.kernel_id(), lambda floor: clock or SystemClock(floor))
-            self._drivers = Drivers(runtime, self._registry, self._runtime_dir, self._start_driver)
+            self._cleaner = Cleaner(journal.files, runtime.state.ids)
+            self._drivers = Drivers(runtime, self._registry, self._runtime_dir, self._start_driver, self._cleaner)
             runtime.effects = self._drivers
             self._runtime = runtime
             self._starting: asyncio.Queue[Driver | None] = asyncio.Queue()
@@ -157,9 +161,14 @@ class Kernel(JobCalls, ResourceCalls):
         self._starting.put_nowait(driver)
 
     async def _supervise(self) -> None:
-        async with anyio.create_task_group() as drivers:
-            while (driver := await self._starting.get()) is not None:
-                drivers.start_soon(driver.run, name=f"anybatch-environment-{driver.name}")
+        try:
+            async with anyio.create_task_group() as drivers:
+                drivers.start_soon(self._cleaner.run, name="anybatch-cleaner")
+                while (driver := await self._starting.get()) is not None:
+                    drivers.start_soon(driver.run, name=f"anybatch-environment-{driver.name}")
+        except BaseException as e:
+            self._live.fail(e)  # nothing is handed to backends any more
+            raise
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -199,6 +208,7 @@ class Kernel(JobCalls, ResourceCalls):
             for driver in self._drivers.all():
                 driver.finish()
             self._starting.put_nowait(None)
+            self._cleaner.finish()
             await self._supervisor
         finally:
             await runtime.close()
@@ -211,7 +221,7 @@ class Kernel(JobCalls, ResourceCalls):
         return [
             driver.name
             for driver in self._drivers.all()
-            if mode == "stop" or (driver.backend is not None and not driver.backend.capabilities.reattach)
+            if driver.backend is not None and (mode == "stop" or not driver.backend.capabilities.reattach)
         ]
 
     @property
@@ -258,7 +268,8 @@ class Kernel(JobCalls, ResourceCalls):
             detail = await job.wait()
         except asyncio.CancelledError:
             with anyio.CancelScope(shield=True):
-                await job.terminate("The call that ran it was cancelled")
+                with contextlib.suppress(KernelClosed):
+                    await job.terminate("The call that ran it was cancelled")
             raise
         return RunResult(job=detail, output=await job.read_logs())
 

@@ -55,7 +55,14 @@ class BackendRegistry:
     """
 
     def __init__(self, given: Mapping[str, Backend | BackendFactory] | None = None) -> None:
+        if given is not None and not isinstance(given, Mapping):
+            raise InvalidValue("backends", given, "it maps names to backends, or to what makes one")
         self._given = dict(given or {})
+        for name, backend in self._given.items():
+            if not isinstance(name, str) or not (isinstance(backend, Backend) or callable(backend)):
+                raise InvalidValue(
+                    f"backends.{name}", backend, "it is a backend, or a class or function that makes one"
+                )
         self._lent: dict[str, str] = {}
 
     def names(self) -> list[str]:
@@ -65,7 +72,10 @@ class BackendRegistry:
     def options(self, name: str) -> type[msgspec.Struct]:
         """The type that checks the options of an environment on this backend."""
         found: Any = self._find(name)
-        options: type[msgspec.Struct] = found.Options if hasattr(found, "Options") else found().Options
+        try:
+            options: type[msgspec.Struct] = found.Options if hasattr(found, "Options") else found().Options
+        except Exception as e:
+            raise PluginError(f"backend {name!r} cannot be made: {type(e).__name__}: {e}") from e
         return options
 
     def make(self, name: str, environment: str) -> Backend:
@@ -79,6 +89,7 @@ class BackendRegistry:
             if self._lent.setdefault(name, environment) != environment:
                 text = f"the backend passed in as {name!r} serves environment {self._lent[name]!r}"
                 raise PluginError(f"{text}; pass a factory to use it for {environment!r} too")
+            _check(name, found)
             return found
         made = found()
         _check(name, made)

@@ -6,8 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import msgspec
-
 from . import arguments as args
 from .calls import Calls
 from .core.errors import InvalidValue, NotFound
@@ -21,7 +19,15 @@ from .core.inputs import (
     UpdateEnvironment,
     UpdateQueue,
 )
-from .core.model import DefinitionBody, EnvironmentBody, QueueBody, ResourceState, RetryStrategy
+from .core.model import (
+    RETAIN_FAILED_MS,
+    RETAIN_SUCCEEDED_MS,
+    DefinitionBody,
+    EnvironmentBody,
+    QueueBody,
+    ResourceState,
+    RetryStrategy,
+)
 from .core.resources import get_environment, get_queue
 from .views import (
     DefinitionDetail,
@@ -70,8 +76,8 @@ class ResourceCalls(Calls):
         body = DefinitionBody(
             command=() if command is None else args.command("command", command),
             script=None if script is None else args.script("script", script),
-            environment=args.texts("environment", environment or {}),
-            parameters=args.texts("parameters", parameters or {}),
+            environment=args.texts("environment", environment),
+            parameters=args.texts("parameters", parameters),
             vcpus_milli=args.milli("vcpus", vcpus),
             memory_mib=args.mebibytes("memory", memory),
             gpus=args.whole("gpus", gpus),
@@ -79,7 +85,7 @@ class ResourceCalls(Calls):
             timeout_ms=None if timeout is None else args.milliseconds("timeout", timeout),
             workdir=args.workdir(workdir),
             scratch=args.flag("scratch", scratch),
-            tags=args.texts("tags", tags or {}),
+            tags=args.texts("tags", tags),
             scheduling_priority=args.whole("scheduling_priority", scheduling_priority),
         )
         request = RegisterDefinition(name=args.text("name", name), body=body, exist_ok=args.flag("exist_ok", exist_ok))
@@ -88,11 +94,11 @@ class ResourceCalls(Calls):
 
     async def deregister_job_definition(self, definition: str | DefinitionDetail) -> None:
         """Turn a revision, `name:revision`, INACTIVE: no new job can use it; jobs that do go on (JD-6)."""
-        reference = (
-            definition.reference if isinstance(definition, DefinitionDetail) else args.text("definition", definition)
-        )
+        if isinstance(definition, DefinitionDetail):
+            definition = definition.reference
+        reference = args.definition("definition", definition)
         name, _, revision = reference.partition(":")
-        if not revision.isdecimal():
+        if not revision:
             raise InvalidValue("definition", reference, "it names one revision: 'name:revision'")
         await self._open.request(DeregisterDefinition(name=name, revision=int(revision)))
 
@@ -101,6 +107,8 @@ class ResourceCalls(Calls):
     ) -> list[DefinitionDetail]:
         """Every revision, of one name or of all, by name and newest first; `active` keeps (in)active ones only."""
         definitions = self._open.state.definitions
+        if active is not None:
+            args.flag("active", active)
         if name is not None and args.text("name", name) not in definitions:
             raise NotFound("job definition", name)
         chosen = sorted(definitions) if name is None else [name]
@@ -116,10 +124,15 @@ class ResourceCalls(Calls):
         priority: int,
         compute_environments: Sequence[str],
         state: State = "ENABLED",
+        retain_succeeded: float = RETAIN_SUCCEEDED_MS / 1000,
+        retain_failed: float = RETAIN_FAILED_MS / 1000,
         tags: Mapping[str, str] | None = None,
         exist_ok: bool = False,
     ) -> QueueDetail:
         """Create a queue over one to three environments, tried in this order. Higher priorities go first.
+
+        `retain_succeeded` and `retain_failed` say for how many seconds an ended job is kept (24 hours, 7 days), at
+        the least; one that an unfinished job depends on is kept longer.
 
         With `exist_ok`, an equal queue that is there is returned.
 
@@ -131,8 +144,12 @@ class ResourceCalls(Calls):
             priority=args.whole("priority", priority),
             compute_environments=args.names("compute_environments", compute_environments),
             state=_state(state),
-            tags=args.texts("tags", tags or {}),
+            tags=args.texts("tags", tags),
+            retain_succeeded_ms=args.milliseconds("retain_succeeded", retain_succeeded),
+            retain_failed_ms=args.milliseconds("retain_failed", retain_failed),
         )
+        args.text("name", name)
+        self._open  # noqa: B018 - raises unless the kernel is open
         for environment in body.compute_environments:
             await self._drivers.settle(environment)
         request = CreateQueue(name=args.text("name", name), body=body, exist_ok=args.flag("exist_ok", exist_ok))
@@ -146,6 +163,8 @@ class ResourceCalls(Calls):
         priority: int | None = None,
         state: State | None = None,
         compute_environments: Sequence[str] | None = None,
+        retain_succeeded: float | None = None,
+        retain_failed: float | None = None,
     ) -> QueueDetail:
         """Change what is given. A DISABLED queue takes no jobs; those that it has go on (JQ-7)."""
         environments = (
@@ -156,6 +175,10 @@ class ResourceCalls(Calls):
             priority=None if priority is None else args.whole("priority", priority),
             state=None if state is None else _state(state),
             compute_environments=environments,
+            retain_succeeded_ms=(
+                None if retain_succeeded is None else args.milliseconds("retain_succeeded", retain_succeeded)
+            ),
+            retain_failed_ms=None if retain_failed is None else args.milliseconds("retain_failed", retain_failed),
         )
         await self._open.request(request)
         return queue_detail(get_queue(self._live.state, name))
@@ -196,28 +219,20 @@ class ResourceCalls(Calls):
             PluginError: the backend is installed but cannot be loaded.
             Conflict: it exists (with `exist_ok`: and differs in a field, which the error names).
         """
-        self._check_options(args.text("backend", backend), options or {})
+        checked = args.options("options", options, self._registry.options(args.text("backend", backend)), backend)
         body = EnvironmentBody(
             backend=backend,
             managed=args.flag("managed", managed),
             min_vcpus_milli=args.milli("min_vcpus", min_vcpus),
             max_vcpus_milli=cpus() * 1000 if max_vcpus is None else args.milli("max_vcpus", max_vcpus),
             state=_state(state),
-            options=msgspec.to_builtins(dict(options or {})),
-            tags=args.texts("tags", tags or {}),
+            options=checked,
+            tags=args.texts("tags", tags),
         )
         request = CreateEnvironment(name=args.text("name", name), body=body, exist_ok=args.flag("exist_ok", exist_ok))
         await self._open.request(request)
         await self._drivers.settle(name)
         return environment_detail(self._open.state, get_environment(self._open.state, name))
-
-    def _check_options(self, backend: str, options: object) -> None:
-        if not isinstance(options, Mapping):
-            raise InvalidValue("options", options, "it maps the names of the backend's options to values")
-        try:
-            msgspec.convert(dict(options), self._registry.options(backend))
-        except msgspec.ValidationError as e:
-            raise InvalidValue("options", dict(options), f"backend {backend!r}: {e}") from e
 
     async def update_compute_environment(
         self,
@@ -233,14 +248,16 @@ class ResourceCalls(Calls):
         A DISABLED environment takes no new attempts; those that run go on (CE-6).
         """
         row = get_environment(self._open.state, args.text("name", name))
+        checked = None
         if options is not None:
-            self._check_options(row.body.backend, options)
+            backend = row.body.backend
+            checked = args.options("options", options, self._registry.options(backend), backend)
         request = UpdateEnvironment(
             name=name,
             state=None if state is None else _state(state),
             min_vcpus_milli=None if min_vcpus is None else args.milli("min_vcpus", min_vcpus),
             max_vcpus_milli=None if max_vcpus is None else args.milli("max_vcpus", max_vcpus),
-            options=None if options is None else msgspec.to_builtins(dict(options)),
+            options=checked,
         )
         await self._open.request(request)
         await self._drivers.settle(name)

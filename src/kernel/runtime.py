@@ -21,6 +21,7 @@ from .clock import Clock, Timer
 from .core.effects import (
     CloseEnvironment,
     Effect,
+    ForgetJobs,
     LaunchAttempts,
     NotifyChildren,
     NotifyJob,
@@ -62,6 +63,9 @@ class EffectHandler(Protocol):
 
     def close_environment(self, name: str) -> None:
         """Close."""
+
+    def forget(self, job_ids: Sequence[str]) -> None:
+        """Remove what is kept of these jobs."""
 
 
 class _Barrier(Input, frozen=True, kw_only=True):
@@ -246,6 +250,8 @@ class Runtime:
                     handler.stop(effect)
                 case StartEnvironment(name=name) if handler is not None:
                     handler.start_environment(name)
+                case ForgetJobs(job_ids=job_ids) if handler is not None:
+                    handler.forget(job_ids)
                 case CloseEnvironment(name=name) if handler is not None:
                     handler.close_environment(name)
 

@@ -16,6 +16,7 @@ from .core.errors import JobFailed
 from .core.model import (
     TEXT_ATTEMPT_ENDED,
     TEXT_CHILD_FAILED,
+    Dependency,
     DependencyType,
     FailureClass,
     ResourceState,
@@ -164,6 +165,8 @@ class QueueDetail(Struct, frozen=True, kw_only=True):
     status: ResourceStatus
     compute_environments: tuple[str, ...]
     tags: Mapping[str, str]
+    retain_succeeded_s: float
+    retain_failed_s: float
     unfinished: int
     created_at: datetime
 
@@ -222,7 +225,7 @@ def job_detail(state: KernelState, job: JobRow, index: int | None) -> JobDetail:
         index=index,
         parent_id=None if index is None else job.job_id,
         status_summary={s: counts[b] for b, s in enumerate(STATUSES)} if is_parent else None,
-        depends_on=tuple(_dependency(state, d.type, d.job, d.index) for d in job.depends_on),
+        depends_on=tuple(map(_dependency, job.depends_on)),
         definition=spec.definition,
         command=spec.command,
         script=spec.script,
@@ -242,11 +245,9 @@ def job_detail(state: KernelState, job: JobRow, index: int | None) -> JobDetail:
     )
 
 
-def _dependency(state: KernelState, kind: DependencyType, serial: int, index: int | None) -> DependencyDetail:
-    if kind is DependencyType.SEQUENTIAL:
-        return DependencyDetail(type=kind, job_id=None)
-    job_id = state.jobs[serial].job_id
-    return DependencyDetail(type=kind, job_id=job_id if index is None else f"{job_id}:{index}")
+def _dependency(dependency: Dependency) -> DependencyDetail:
+    job_id, index = dependency.job_id, dependency.index
+    return DependencyDetail(type=dependency.type, job_id=job_id if index is None else f"{job_id}:{index}")
 
 
 def _parent_reason(job: JobRow) -> tuple[str | None, None]:
@@ -381,6 +382,8 @@ def queue_detail(row: QueueRow) -> QueueDetail:
         status=row.status,
         compute_environments=row.body.compute_environments,
         tags=row.body.tags,
+        retain_succeeded_s=row.body.retain_succeeded_ms / 1000,
+        retain_failed_s=row.body.retain_failed_ms / 1000,
         unfinished=len(row.unfinished),
         created_at=to_datetime(row.created_ms),
     )

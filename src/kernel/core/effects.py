@@ -39,6 +39,12 @@ class CloseEnvironment(Effect, frozen=True):
     name: str
 
 
+class ForgetJobs(Effect, frozen=True):
+    """What is kept of these jobs (ids) outside, logs and folders, may go."""
+
+    job_ids: Sequence[str]
+
+
 class NotifyJob(Effect, frozen=True):
     """The job as a whole has ended."""
 

@@ -233,6 +233,22 @@ class HostsListed(Event, frozen=True, array_like=True, tag=29):
     environment: str
 
 
+class ForgottenJob(Struct, frozen=True, array_like=True):
+    """What is left of a job: enough to tell what earlier events are about."""
+
+    serial: int
+    job_id: str
+    name: str
+    queue: str
+    size: int | None
+
+
+class JobsForgotten(Event, frozen=True, array_like=True, tag=12):
+    """These ended jobs are no longer kept."""
+
+    jobs: tuple[ForgottenJob, ...]
+
+
 AnyEvent = (
     KernelOpened
     | JobSubmitted
@@ -246,6 +262,7 @@ AnyEvent = (
     | AttemptsStarted
     | AttemptsEnded
     | StopRequested
+    | JobsForgotten
     | DefinitionRegistered
     | DefinitionDeregistered
     | QueuePut

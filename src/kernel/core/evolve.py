@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import assert_never
 
 from .children import ORDINARY, Cause, fill
@@ -21,6 +21,7 @@ from .events import (
     HostJoined,
     HostLeft,
     HostsListed,
+    JobsForgotten,
     JobSubmitted,
     KernelOpened,
     ParentEnded,
@@ -32,7 +33,8 @@ from .events import (
     WorkHeld,
     WorkReleased,
 )
-from .model import DependencyType, FailureClass, ResourceStatus, StopKind
+from .model import DependencyType, FailureClass, QueueBody, ResourceStatus, StopKind
+from .retention import expect, forget, let_go, refer
 from .state import (
     MEMORY_UNCOUNTED,
     DefinitionRow,
@@ -82,16 +84,17 @@ def evolve(state: KernelState, event: AnyEvent, at_ms: int) -> None:
         case CancelRequested():
             _cancel_requested(state, event)
         case StopRequested():
-            stopping = state.jobs[event.job].stopping
-            for i in event.each():
-                stopping.setdefault(i, Stop(StopKind(event.kind), event.reason))
+            _stop(state.jobs[event.job], event.each(), Stop(StopKind(event.kind), event.reason))
+        case JobsForgotten(jobs=forgotten):
+            for gone in forgotten:
+                forget(state, gone.serial)
         case DefinitionRegistered(name=name, revision=revision, body=body):
             state.definitions.setdefault(name, {})[revision] = DefinitionRow(name, revision, body, at_ms)
         case DefinitionDeregistered(name=name, revision=revision):
             state.definitions[name][revision].active = False
         case QueuePut(name=name, body=queue_body):
             if name in state.queues:
-                state.queues[name].body = queue_body
+                _queue_updated(state, state.queues[name], queue_body)
             else:
                 state.queues[name] = QueueRow(name, queue_body, at_ms)
         case QueueDeleted(name=name, finished=finished):
@@ -116,6 +119,15 @@ def evolve(state: KernelState, event: AnyEvent, at_ms: int) -> None:
             assert_never(event)
 
 
+def _queue_updated(state: KernelState, queue: QueueRow, body: QueueBody) -> None:
+    kept = (queue.body.retain_succeeded_ms, queue.body.retain_failed_ms)
+    queue.body = body
+    if kept != (body.retain_succeeded_ms, body.retain_failed_ms):
+        for job in state.jobs.values():
+            if job.queue == queue.name and job.ended:
+                expect(state, job)
+
+
 # -- jobs -------------------------------------------------------------------------------------------
 
 
@@ -134,6 +146,7 @@ def _job_submitted(state: KernelState, event: JobSubmitted, at_ms: int) -> None:
         queue.unfinished[job.serial] = None
     state.unfinished += 1
     link(state, job)
+    refer(state, job)
 
 
 def link(state: KernelState, job: JobRow) -> None:
@@ -143,7 +156,9 @@ def link(state: KernelState, job: JobRow) -> None:
         if dependency.type is DependencyType.SEQUENTIAL:
             job.sequential = True
             continue
-        other = state.jobs[dependency.job]
+        other = state.jobs.get(dependency.job)
+        if other is None:
+            continue  # forgotten, as only what an ended job depended on can be
         if dependency.type is DependencyType.N_TO_N:
             n_to_n.append(other.serial)
             if not other.ended:
@@ -205,9 +220,14 @@ def _cancel_requested(state: KernelState, event: CancelRequested) -> None:
     if event.terminate:
         status = job.children.status
         live = job.live() if event.index is None else [i for i in (event.index,) if status[i] in (STARTING, RUNNING)]
-        for i in live:
-            if i not in job.stopping or job.stopping[i].kind is StopKind.SHUTDOWN:
-                job.stopping[i] = Stop(StopKind.TERMINATE, event.reason)
+        _stop(job, live, Stop(StopKind.TERMINATE, event.reason))
+
+
+def _stop(job: JobRow, indexes: Sequence[int], stop: Stop) -> None:
+    """The first reason to end an attempt stays, but for the kernel's own closing: after that the job would go on."""
+    for i in indexes:
+        if i not in job.stopping or job.stopping[i].kind is StopKind.SHUTDOWN:
+            job.stopping[i] = stop
 
 
 def _children_ended(state: KernelState, job: JobRow, indexes: Sequence[int], *, succeeded: bool) -> None:
@@ -216,7 +236,8 @@ def _children_ended(state: KernelState, job: JobRow, indexes: Sequence[int], *, 
         for i, waiting in job.child_dependents.items():
             if i in which:
                 for serial in waiting:
-                    state.jobs[serial].blockers -= 1
+                    if serial in state.jobs:
+                        state.jobs[serial].blockers -= 1
     if job.size is None:
         _job_ended(state, job, succeeded)
 
@@ -224,14 +245,15 @@ def _children_ended(state: KernelState, job: JobRow, indexes: Sequence[int], *, 
 def _job_ended(state: KernelState, job: JobRow, succeeded: bool) -> None:
     names = state.names[job.name]
     del names.unfinished[job.serial]
-    names.newest_finished = max(names.newest_finished or 0, job.serial)
+    names.finished.add(job.serial)
     queue = state.queues.get(job.queue)
     if queue is not None:
         del queue.unfinished[job.serial]
     state.unfinished -= 1
     for serial, kind in job.dependents:
-        if kind is DependencyType.AFTER_SUCCESS:
+        if kind is DependencyType.AFTER_SUCCESS and serial in state.jobs:
             state.jobs[serial].blockers -= 1
+    let_go(state, job)
 
 
 # -- attempts ---------------------------------------------------------------------------------------
@@ -280,6 +302,16 @@ def arm_timeouts(state: KernelState, job: JobRow, indexes: Sequence[int], number
     if len(timers) > TIMER_SLACK and len(timers) > 4 * sum(len(h.load) for h in state.hosts.values()):
         state.timers = [t for t in timers if is_armed(state, t)]
         heapq.heapify(state.timers)
+
+
+def _arm_again(state: KernelState, environment: EnvironmentRow) -> None:
+    """Its attempts are heard of again: a tick that came before has passed over them."""
+    for serial in sorted({serial for host in environment.hosts.values() for serial in state.hosts[host].load}):
+        job = state.jobs[serial]
+        if job.spec.timeout_ms is not None:
+            running, number = job.children.with_status(RUNNING), job.children.number
+            for latest in sorted({number[i] for i in running}):
+                arm_timeouts(state, job, [i for i in running if number[i] == latest], latest)
 
 
 def is_armed(state: KernelState, timer: tuple[int, int, int, tuple[int, ...]]) -> bool:
@@ -344,7 +376,8 @@ def _take(state: KernelState, host: HostRow, job: JobRow, n: int) -> None:
     vcpus, memory, _ = job.shape
     host.load[job.serial] = host.load.get(job.serial, 0) + n
     host.free_memory_mib -= n * memory
-    state.rank_host(host, host.free_vcpus_milli - n * vcpus)
+    host.free_vcpus_milli -= n * vcpus
+    state.rank_host(host)
 
 
 def _free(state: KernelState, job: JobRow, indexes: Sequence[int], n: int) -> None:
@@ -355,6 +388,12 @@ def _free(state: KernelState, job: JobRow, indexes: Sequence[int], n: int) -> No
         per_host = {}
         for i in indexes:
             per_host[hosts[i]] = per_host.get(hosts[i], 0) + 1
+    if job.gpus:
+        for i in indexes:
+            host = state.hosts.get(hosts[i])
+            devices = job.gpus.pop(i, ())
+            if host is not None:
+                host.free_gpus = sorted({*host.free_gpus, *devices} & set(host.gpus))
     for serial, count in per_host.items():
         host = state.hosts.get(serial)
         if host is None:
@@ -365,13 +404,8 @@ def _free(state: KernelState, job: JobRow, indexes: Sequence[int], n: int) -> No
         else:
             del host.load[job.serial]
         host.free_memory_mib += count * memory
-        state.rank_host(host, host.free_vcpus_milli + count * vcpus)
-    if job.gpus:
-        for i in indexes:
-            host = state.hosts.get(hosts[i])
-            devices = job.gpus.pop(i, ())
-            if host is not None:
-                host.free_gpus = sorted({*host.free_gpus, *devices} & set(host.gpus))
+        host.free_vcpus_milli += count * vcpus
+        state.rank_host(host)
 
 
 # -- environments and hosts -------------------------------------------------------------------------
@@ -398,6 +432,7 @@ def _environment_changed(
             state.environments[name].status_reason = reason
         case HostsListed(environment=name):
             state.environments[name].listed = True
+            _arm_again(state, state.environments[name])
 
 
 def _host_joined(state: KernelState, event: HostJoined) -> None:
@@ -411,7 +446,8 @@ def _host_joined(state: KernelState, event: HostJoined) -> None:
     if host.vcpus_milli == 0 and not host.load:
         used_memory = 0
     used_vcpus = host.vcpus_milli - host.free_vcpus_milli
-    used_gpus = set(host.gpus) - set(host.free_gpus)
+    # Not from what was offered before: a device in use may have been missing there for a while.
+    used_gpus = {device for serial in host.load for device in _devices_on(state.jobs[serial], host)}
     host.vcpus_milli, host.memory_mib, host.gpus, host.zone = (
         event.vcpus_milli,
         event.memory_mib,
@@ -420,4 +456,11 @@ def _host_joined(state: KernelState, event: HostJoined) -> None:
     )
     host.free_memory_mib = memory - used_memory
     host.free_gpus = sorted(set(event.gpus) - used_gpus)
-    state.rank_host(host, event.vcpus_milli - used_vcpus)
+    host.free_vcpus_milli = event.vcpus_milli - used_vcpus
+    state.rank_host(host)
+
+
+def _devices_on(job: JobRow, host: HostRow) -> Iterator[int]:
+    for i, devices in job.gpus.items():
+        if job.children.hosts()[i] == host.serial:
+            yield from devices

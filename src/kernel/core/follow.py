@@ -132,12 +132,12 @@ def _children_ended(state: KernelState, job: JobRow, indexes: Sequence[int], *, 
         for i in indexes:
             yield from _next_in_sequence(state, job, i + 1, succeeded=succeeded)
     for serial, kind in job.dependents:
-        if kind is DependencyType.N_TO_N:
+        if kind is DependencyType.N_TO_N and serial in state.jobs:
             yield from _matching_children(state, state.jobs[serial], indexes, succeeded=succeeded)
     if job.child_dependents:
         which = indexes if isinstance(indexes, range) else set(indexes)
         for i, waiting in job.child_dependents.items():
-            for serial in waiting if i in which else ():
+            for serial in [s for s in waiting if s in state.jobs] if i in which else ():
                 yield from _dependency_ended(state, state.jobs[serial], succeeded=succeeded)
     if job.size is None:
         yield from _job_ended(state, job, succeeded=succeeded)
@@ -187,7 +187,7 @@ def _dependency_ended(state: KernelState, job: JobRow, *, succeeded: bool) -> It
 
 def _job_ended(state: KernelState, job: JobRow, *, succeeded: bool) -> Iterator[AnyEvent]:
     for serial, kind in job.dependents:
-        if kind is DependencyType.AFTER_SUCCESS:
+        if kind is DependencyType.AFTER_SUCCESS and serial in state.jobs:
             yield from _dependency_ended(state, state.jobs[serial], succeeded=succeeded)
     queue = state.queues.get(job.queue)
     if queue is not None and queue.status is ResourceStatus.DELETING and not queue.unfinished:

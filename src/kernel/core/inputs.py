@@ -82,6 +82,8 @@ class UpdateQueue(Request, frozen=True, kw_only=True):
     priority: int | None = None
     state: ResourceState | None = None
     compute_environments: tuple[str, ...] | None = None
+    retain_succeeded_ms: int | None = None
+    retain_failed_ms: int | None = None
 
 
 class DeleteQueue(Request, frozen=True, kw_only=True):

@@ -68,7 +68,7 @@ def _check_waiting(state: KernelState, job: JobRow) -> None:
     """A PENDING child waits for something; a RUNNABLE one for nothing, and it is in its lane."""
     blockers = failed = 0
     for dependency in job.depends_on:
-        if dependency.type is DependencyType.AFTER_SUCCESS:
+        if dependency.type is DependencyType.AFTER_SUCCESS and dependency.job in state.jobs:
             other = state.jobs[dependency.job]
             done = other.ended if dependency.index is None else other.children.status[dependency.index] >= SUCCEEDED
             blockers += not done
@@ -80,7 +80,7 @@ def _check_waiting(state: KernelState, job: JobRow) -> None:
     for i in range(job.children.size):
         status = job.children.status[i]
         _require(status != SUBMITTED, "nothing stays SUBMITTED after a step", job.serial, i)
-        others = [state.jobs[serial].children.status[i] for serial in job.n_to_n]
+        others = [state.jobs[serial].children.status[i] for serial in job.n_to_n if serial in state.jobs]
         if job.sequential and i:
             others.append(job.children.status[i - 1])
         free = not blockers and not failed and all(s == SUCCEEDED for s in others)
@@ -113,8 +113,9 @@ def _check_hosts(state: KernelState) -> None:
         _require(host.free_memory_mib == offered - memory, "free memory is what is not taken", host.name)
         _require(len(devices) == len(set(devices)), "no GPU is given out twice", host.name, devices)
         _require(host.free_gpus == sorted(set(host.gpus) - set(devices)), "free GPUs are what is not taken", host.name)
-        ranked = [entry for entry in state.environments[host.environment].by_free if entry[1] == host.serial]
-        _require(ranked == [(host.free_vcpus_milli, host.serial)], "a host is ranked once", host.name, ranked)
+        ranked = [entry for entry in state.environments[host.environment].by_free if entry[-1] == host.serial]
+        place = (host.free_vcpus_milli, host.free_memory_mib, len(host.free_gpus), host.serial)
+        _require(ranked == [place], "a host is ranked once", host.name, ranked)
 
 
 def _check_names(state: KernelState) -> None:

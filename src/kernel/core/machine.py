@@ -64,6 +64,7 @@ from .resources import (
     decide_update_environment,
     decide_update_queue,
 )
+from .retention import decide_forget
 from .state import JobRow, KernelState
 from .states import RUNNABLE, RUNNING, STARTING
 from .submit import decide_submit, find_job
@@ -203,7 +204,11 @@ def _concerns(job: JobRow, index: int | None, *, terminate: bool) -> bool:
 
 
 def _decide_tick(state: KernelState) -> Iterator[AnyEvent]:
-    """Attempts past their timeout are to be ended (TO-2, TO-3); those not found for too long are lost."""
+    """Attempts past their timeout are to be ended (TO-2, TO-3); those not found for too long are lost.
+
+    An environment that has not listed what it holds since the kernel opened may still tell of an exit that came
+    in time: its attempts are left until it has.
+    """
     due: list[tuple[int, int, tuple[int, ...]]] = []
     while state.timers and state.timers[0][0] <= state.now_ms:
         timer = heapq.heappop(state.timers)
@@ -215,22 +220,34 @@ def _decide_tick(state: KernelState) -> Iterator[AnyEvent]:
         late = [
             i
             for i in indexes
-            if children.number[i] == number and children.status[i] == RUNNING and i not in job.stopping
+            if children.number[i] == number
+            and children.status[i] == RUNNING
+            and i not in job.stopping
+            and is_listed(state, job, i)
         ]
         if late:
             yield StopRequested(serial, *run_fields(late), number, StopKind.TIMEOUT)
     for (serial, index, number), when in sorted(state.unknown.items()):
         if when <= state.now_ms:
             del state.unknown[serial, index, number]
-            if state.jobs[serial].children.number[index] == number:
+            if serial in state.jobs and state.jobs[serial].children.number[index] == number:
                 yield from lose(state, state.jobs[serial], [index], "its backend could not find it any more")
+
+    yield from decide_forget(state)
+
+
+def is_listed(state: KernelState, job: JobRow, index: int) -> bool:
+    """Whether the environment in which this attempt runs has told what it holds."""
+    host = state.hosts.get(job.children.hosts()[index])
+    return host is not None and state.environments[host.environment].listed
 
 
 def next_timer_ms(state: KernelState) -> int | None:
     """When the next Tick is due, or None."""
     timeout = state.timers[0][0] if state.timers else None
     unknown = min(state.unknown.values(), default=None)
-    return min((when for when in (timeout, unknown) if when is not None), default=None)
+    expiry = state.expiries[0][0] if state.expiries else None
+    return min((when for when in (timeout, unknown, expiry) if when is not None), default=None)
 
 
 def _decide_stop_running(state: KernelState, environments: tuple[str, ...] | None) -> Iterator[AnyEvent]:

@@ -89,12 +89,13 @@ class DependencyType(StrEnum):
 class Dependency(Struct, frozen=True):
     """An entry of `depends_on`, resolved: `job` is the serial of the job waited for (-1 for SEQUENTIAL).
 
-    `index` names one child of that job (DEP-14), else None for the whole.
+    `index` names one child of that job (DEP-14), else None for the whole. `job_id` outlives the job itself.
     """
 
     type: DependencyType
     job: int = -1
     index: int | None = None
+    job_id: str | None = None
 
 
 class Shape(NamedTuple):
@@ -196,6 +197,12 @@ class EnvironmentBody(Struct, frozen=True, kw_only=True):
     tags: Mapping[str, str] = {}
 
 
+RETAIN_SUCCEEDED_MS: Final = 24 * 3_600_000
+"""How long a SUCCEEDED job is kept unless its queue says otherwise."""
+RETAIN_FAILED_MS: Final = 7 * 24 * 3_600_000
+"""How long a FAILED job is kept unless its queue says otherwise."""
+
+
 class QueueBody(Struct, frozen=True, kw_only=True):
     """What a job queue is created with; environments in the order in which they are tried."""
 
@@ -203,6 +210,8 @@ class QueueBody(Struct, frozen=True, kw_only=True):
     compute_environments: tuple[str, ...]
     state: ResourceState = ResourceState.ENABLED
     tags: Mapping[str, str] = {}
+    retain_succeeded_ms: int = RETAIN_SUCCEEDED_MS
+    retain_failed_ms: int = RETAIN_FAILED_MS
 
 
 class StopKind(StrEnum):

@@ -2,9 +2,9 @@
 
 Queues by priority. In a queue, what was retried first, then submission order; children by index. Of a
 queue's environments, the first in its order that has room; of an environment's hosts, the one that
-fits best (the least free vCPUs that are enough). Work of one shape waits in one lane: once the head of
-a lane fits nowhere, nothing behind it in that lane can, so a round costs what it places plus one try per
-lane, whatever the number of waiting jobs.
+fits best (the least free vCPUs that are enough; among equals the least free memory, then the fewest free
+GPUs). Work of one shape waits in one lane: once the head of a lane fits nowhere, nothing behind it in that
+lane can, so a round costs what it places plus one try per lane, whatever the number of waiting jobs.
 
 What fits nowhere is passed by what does, but only for `PASSED_MS_MAX`: from then on the head of its lane holds
 the host that is nearest to having room for it, and nothing behind it, in its queue or in one of lower
@@ -110,11 +110,11 @@ def _head_key(state: KernelState, lane: Lane) -> tuple[int, int] | None:
     front = lane.front
     while front:
         turn, serial, index, number = front[0]
-        if _still_waits(state.jobs[serial], index, number):
+        if serial in state.jobs and _still_waits(state.jobs[serial], index, number):
             return (0, turn)
         front.popleft()
     while lane.jobs:
-        if state.jobs[lane.jobs[0]].children.counts[RUNNABLE]:
+        if lane.jobs[0] in state.jobs and state.jobs[lane.jobs[0]].children.counts[RUNNABLE]:
             return (1, lane.jobs[0])
         lane.drop()
     return None
@@ -178,10 +178,10 @@ def _same_number(job: JobRow, run: range) -> range:
 def best_host(
     state: KernelState, environment: EnvironmentRow, shape: Shape, held: Collection[int] = ()
 ) -> HostRow | None:
-    """The host with the least free vCPUs on which one attempt of the shape fits; none that is `held`."""
+    """The host with the least free (vCPUs, then memory, then GPUs) on which one attempt fits; none that is `held`."""
     by_free = environment.by_free
-    for at in range(bisect_left(by_free, (shape.vcpus_milli, 0)), len(by_free)):
-        host = state.hosts[by_free[at][1]]
+    for at in range(bisect_left(by_free, (shape.vcpus_milli, -MEMORY_UNCOUNTED, 0, 0)), len(by_free)):
+        host = state.hosts[by_free[at][-1]]
         if host.serial not in held and host.fits(shape, 1):
             return host
     return None

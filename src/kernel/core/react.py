@@ -8,6 +8,7 @@ from .effects import (
     WANT_PLAN,
     CloseEnvironment,
     Effect,
+    ForgetJobs,
     LaunchAttempts,
     NotifyChildren,
     NotifyJob,
@@ -24,6 +25,7 @@ from .events import (
     EnvironmentStatusChanged,
     HostJoined,
     HostsListed,
+    JobsForgotten,
     ParentEnded,
     QueuePut,
     StopRequested,
@@ -59,6 +61,8 @@ def react(state: KernelState, event: AnyEvent) -> Iterator[Effect]:
             yield WANT_PLAN
         case EnvironmentDeleted():
             yield CloseEnvironment(event.name)
+        case JobsForgotten():
+            yield ForgetJobs(tuple(gone.job_id for gone in event.jobs))
         case _:
             return
 

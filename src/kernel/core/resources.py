@@ -128,14 +128,9 @@ def decide_update_queue(state: KernelState, request: UpdateQueue) -> list[AnyEve
     row = get_queue(state, request.name)
     if row.status is ResourceStatus.DELETING:
         raise Conflict("job queue", request.name, "it is being deleted")
-    new = structs.replace(
-        row.body,
-        priority=row.body.priority if request.priority is None else request.priority,
-        state=row.body.state if request.state is None else request.state,
-        compute_environments=(
-            row.body.compute_environments if request.compute_environments is None else request.compute_environments
-        ),
-    )
+    changed = ("priority", "state", "compute_environments", "retain_succeeded_ms", "retain_failed_ms")
+    given = {field: getattr(request, field) for field in changed if getattr(request, field) is not None}
+    new = structs.replace(row.body, **given)
     if new == row.body:
         return []
     _check_queue(state, new, tuple(set(new.compute_environments) - set(row.body.compute_environments)))
@@ -204,13 +199,9 @@ def _check_environment(state: KernelState, body: EnvironmentBody) -> None:
 def decide_update_environment(state: KernelState, request: UpdateEnvironment) -> list[AnyEvent]:
     """Change what is given; an INVALID environment is tried again (CE-7)."""
     row = get_environment(state, request.name)
-    new = structs.replace(
-        row.body,
-        state=row.body.state if request.state is None else request.state,
-        min_vcpus_milli=row.body.min_vcpus_milli if request.min_vcpus_milli is None else request.min_vcpus_milli,
-        max_vcpus_milli=row.body.max_vcpus_milli if request.max_vcpus_milli is None else request.max_vcpus_milli,
-        options=row.body.options if request.options is None else request.options,
-    )
+    changed = ("state", "min_vcpus_milli", "max_vcpus_milli", "options")
+    given = {field: getattr(request, field) for field in changed if getattr(request, field) is not None}
+    new = structs.replace(row.body, **given)
     if new == row.body and row.status is ResourceStatus.VALID:
         return []
     _check_environment(state, new)

@@ -24,6 +24,7 @@ from .model import (
     ResourceStatus,
     StopKind,
 )
+from .retention import expect, refer
 from .state import (
     MEMORY_UNCOUNTED,
     DefinitionRow,
@@ -278,8 +279,10 @@ def _index(state: KernelState, job: JobRow) -> None:
     name = state.names.setdefault(job.name, NameRow())
     queue = state.queues.get(job.queue)
     if job.ended:
-        name.newest_finished = max(name.newest_finished or 0, job.serial)
+        name.finished.add(job.serial)
+        expect(state, job)
     else:
+        refer(state, job)
         name.unfinished[job.serial] = None
         state.unfinished += 1
         if queue is not None:
@@ -309,4 +312,5 @@ def _rank(state: KernelState, host: HostRow) -> None:
                 taken.update(devices)
     host.free_memory_mib = (MEMORY_UNCOUNTED if host.memory_mib is None else host.memory_mib) - memory
     host.free_gpus = sorted(set(host.gpus) - taken)
-    state.rank_host(host, host.vcpus_milli - vcpus)
+    host.free_vcpus_milli = host.vcpus_milli - vcpus
+    state.rank_host(host)

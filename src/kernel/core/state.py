@@ -42,7 +42,7 @@ class JobRow:
 
     __slots__ = (
         "blockers", "cancelled", "child_dependents", "children", "created_ms", "depends_on", "dependents", "gpus",
-        "job_id", "name", "n_to_n", "parent", "parent_stopped_ms", "principal", "queue", "request_id",
+        "job_id", "name", "n_to_n", "parent", "parent_stopped_ms", "principal", "queue", "referrers", "request_id",
         "sequential", "serial", "shape", "size", "spec", "stopping", "terminated", "token", "touched_ms", "uncounted",
         "flags", "lost", "waiting_since_ms",
     )  # fmt: skip
@@ -74,6 +74,8 @@ class JobRow:
         self.terminated = False
         self.blockers = 0
         """How many whole jobs, or single children of others, it still waits for."""
+        self.referrers = 0
+        """How many unfinished jobs name it in their `depends_on`, an entry counted once each."""
         self.n_to_n: tuple[int, ...] = ()
         self.sequential = False
         self.dependents: list[tuple[int, DependencyType]] = []
@@ -161,7 +163,7 @@ class HostRow:
 
     __slots__ = (
         "environment", "free_gpus", "free_memory_mib", "free_vcpus_milli", "gpus", "load", "memory_mib", "name",
-        "serial", "vcpus_milli", "zone",
+        "rank", "serial", "vcpus_milli", "zone",
     )  # fmt: skip
 
     def __init__(self, serial: int, environment: str, name: str) -> None:
@@ -177,6 +179,8 @@ class HostRow:
         self.free_gpus: list[int] = []
         self.load: dict[int, int] = {}
         """Live attempts on it, per job."""
+        self.rank = (0, 0, 0, serial)
+        """Free vCPUs, free memory, free GPUs, serial: its place among its environment's hosts."""
 
     def fits(self, shape: Shape, most: int) -> int:
         """How many attempts of a shape it can take now, at most `most`."""
@@ -204,8 +208,8 @@ class EnvironmentRow:
         self.listed = False
         """Whether its hosts have told what they hold since the kernel opened."""
         self.hosts: dict[str, int] = {}
-        self.by_free: list[tuple[int, int]] = []
-        """(free vCPUs, host serial), ascending: where best fit looks."""
+        self.by_free: list[tuple[int, int, int, int]] = []
+        """The ranks of its hosts, ascending: where best fit looks."""
 
 
 class DefinitionRow:
@@ -224,18 +228,18 @@ class DefinitionRow:
 class NameRow:
     """The jobs of one name."""
 
-    __slots__ = ("newest_finished", "unfinished")
+    __slots__ = ("finished", "unfinished")
 
     def __init__(self) -> None:
         self.unfinished: dict[int, None] = {}
-        self.newest_finished: int | None = None
+        self.finished: set[int] = set()
 
 
 class KernelState:
     """Everything that the kernel knows."""
 
     __slots__ = (
-        "definitions", "environments", "epoch", "hosts", "ids", "jobs", "kernel_id", "names", "next_host",
+        "definitions", "environments", "epoch", "expiries", "hosts", "ids", "jobs", "kernel_id", "names", "next_host",
         "next_serial", "now_ms", "queues", "quotas", "timers", "tokens", "turn", "unfinished", "unknown",
     )  # fmt: skip
 
@@ -259,6 +263,8 @@ class KernelState:
         self.hosts: dict[int, HostRow] = {}
         self.timers: list[tuple[int, int, int, tuple[int, ...]]] = []
         """A heap of (deadline, job, attempt number, children): derived, and entries may be out of date."""
+        self.expiries: list[tuple[int, int]] = []
+        """A heap of (time, job): when ended jobs may be forgotten; entries may be out of date."""
         self.unknown: dict[tuple[int, int, int], int] = {}
         """(job, index, attempt number) that their backend could not find, with the time at which they count as lost."""
 
@@ -266,16 +272,15 @@ class KernelState:
         """Highest priority first; by name among equals."""
         return sorted(self.queues.values(), key=lambda q: (-q.body.priority, q.name))
 
-    def rank_host(self, host: HostRow, free_vcpus_milli: int) -> None:
-        """Give a host another place in its environment's order by free vCPUs."""
-        by_free = self.environments[host.environment].by_free
+    def rank_host(self, host: HostRow) -> None:
+        """Give a host its place in its environment's order: what is free on it has changed."""
         self.unrank_host(host)
-        host.free_vcpus_milli = free_vcpus_milli
-        insort(by_free, (free_vcpus_milli, host.serial))
+        host.rank = (host.free_vcpus_milli, host.free_memory_mib, len(host.free_gpus), host.serial)
+        insort(self.environments[host.environment].by_free, host.rank)
 
     def unrank_host(self, host: HostRow) -> None:
         """Take a host out of its environment's order."""
         by_free = self.environments[host.environment].by_free
-        at = bisect_left(by_free, (host.free_vcpus_milli, host.serial))
-        if at < len(by_free) and by_free[at] == (host.free_vcpus_milli, host.serial):
+        at = bisect_left(by_free, host.rank)
+        if at < len(by_free) and by_free[at] == host.rank:
             del by_free[at]

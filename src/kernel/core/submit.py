@@ -122,7 +122,7 @@ def _dependency(state: KernelState, field: str, entry: DependencyRequest, size: 
         if job.size != size:
             allowed = f"both arrays have one size; {job.name!r} has {job.size} children and this job {size}"
             raise InvalidValue(field, entry.job, allowed)
-    return Dependency(entry.type, job.serial, index)
+    return Dependency(entry.type, job.serial, index, job.job_id)
 
 
 def find_job(state: KernelState, reference: str, field: str = "job") -> tuple[JobRow, int | None]:
@@ -156,6 +156,6 @@ def find_job(state: KernelState, reference: str, field: str = "job") -> tuple[Jo
             raise Conflict("job", reference, why, field=field)
         if named.unfinished:
             return state.jobs[next(iter(named.unfinished))], None
-        if named.newest_finished is not None:
-            return state.jobs[named.newest_finished], None
+        if named.finished:
+            return state.jobs[max(named.finished)], None
     raise NotFound("job", reference)
