@@ -8,6 +8,7 @@ plugin authors import `anybatch.testing`.
 """
 
 from anybatch.backends.inline import InlineAttempt, InlineBackend
+from anybatch.kernel.apply import Applied
 from anybatch.kernel.arguments import SEQUENTIAL, n_to_n
 from anybatch.kernel.core.errors import (
     AnyBatchError,
@@ -56,6 +57,7 @@ __all__ = [
     "SEQUENTIAL",
     "Action",
     "AnyBatchError",
+    "Applied",
     "AttemptDetail",
     "BackendError",
     "Code",

@@ -10,12 +10,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import anyio
 import msgspec
 
 from . import arguments as args
+from .apply import Applied, apply_config
 from .backend import Backend, BackendFactory
 from .cleaner import Cleaner
 from .clock import Clock, SystemClock
@@ -272,6 +273,19 @@ class Kernel(JobCalls, ResourceCalls):
                     await job.terminate("The call that ran it was cancelled")
             raise
         return RunResult(job=detail, output=await job.read_logs())
+
+    async def apply(self, config: Mapping[str, Any]) -> Applied:
+        """Bring resources to what `config` says; what it does not name is left alone.
+
+        `config` maps "environments", "queues" and "definitions" to tables of names, each with the arguments of
+        `create_compute_environment`, `create_job_queue` and `register_job_definition`. The whole is checked first. A
+        definition gets a new revision only where something changed, so a service can call this at every start.
+
+        Raises:
+            InvalidValue: its `field` is the path of the mistake, such as "queues.default.priority"; nothing changed.
+            Conflict: something there differs in what cannot be changed.
+        """
+        return await apply_config(self, config, self._registry)
 
     # -- events -----------------------------------------------------------------------------------
 

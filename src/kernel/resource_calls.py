@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from . import arguments as args
+from . import bodies
 from .calls import Calls
 from .core.errors import InvalidValue, NotFound
 from .core.inputs import (
@@ -25,7 +26,6 @@ from .core.model import (
     DefinitionBody,
     EnvironmentBody,
     QueueBody,
-    ResourceState,
     RetryStrategy,
 )
 from .core.resources import get_environment, get_queue
@@ -73,21 +73,25 @@ class ResourceCalls(Calls):
         Raises:
             Conflict: with `exist_ok`, the newest revision differs in a field, which the error names.
         """
-        body = DefinitionBody(
-            command=() if command is None else args.command("command", command),
-            script=None if script is None else args.script("script", script),
-            environment=args.texts("environment", environment),
-            parameters=args.texts("parameters", parameters),
-            vcpus_milli=args.milli("vcpus", vcpus),
-            memory_mib=args.mebibytes("memory", memory),
-            gpus=args.whole("gpus", gpus),
-            retry=args.retry("retry", retry),
-            timeout_ms=None if timeout is None else args.milliseconds("timeout", timeout),
-            workdir=args.workdir(workdir),
-            scratch=args.flag("scratch", scratch),
-            tags=args.texts("tags", tags),
-            scheduling_priority=args.whole("scheduling_priority", scheduling_priority),
+        body = bodies.definition(
+            command=command,
+            script=script,
+            environment=environment,
+            parameters=parameters,
+            vcpus=vcpus,
+            memory=memory,
+            gpus=gpus,
+            retry=retry,
+            timeout=timeout,
+            workdir=workdir,
+            scratch=scratch,
+            tags=tags,
+            scheduling_priority=scheduling_priority,
         )
+        return await self.put_definition(name, body, exist_ok=exist_ok)
+
+    async def put_definition(self, name: str, body: DefinitionBody, *, exist_ok: bool = False) -> DefinitionDetail:
+        """Make the next revision from a checked body."""
         request = RegisterDefinition(name=args.text("name", name), body=body, exist_ok=args.flag("exist_ok", exist_ok))
         found, revision = await self._open.request(request)
         return definition_detail(self._live.state.definitions[found][revision])
@@ -140,19 +144,22 @@ class ResourceCalls(Calls):
             Conflict: it exists (with `exist_ok`: and differs in a field, which the error names), or an
                 environment is not VALID.
         """
-        body = QueueBody(
-            priority=args.whole("priority", priority),
-            compute_environments=args.names("compute_environments", compute_environments),
-            state=_state(state),
-            tags=args.texts("tags", tags),
-            retain_succeeded_ms=args.milliseconds("retain_succeeded", retain_succeeded),
-            retain_failed_ms=args.milliseconds("retain_failed", retain_failed),
+        body = bodies.queue(
+            priority=priority,
+            compute_environments=compute_environments,
+            state=state,
+            tags=tags,
+            retain_succeeded=retain_succeeded,
+            retain_failed=retain_failed,
         )
-        args.text("name", name)
+        return await self.put_queue(name, body, exist_ok=exist_ok)
+
+    async def put_queue(self, name: str, body: QueueBody, *, exist_ok: bool = False) -> QueueDetail:
+        """Create a queue from a checked body."""
+        request = CreateQueue(name=args.text("name", name), body=body, exist_ok=args.flag("exist_ok", exist_ok))
         self._open  # noqa: B018 - raises unless the kernel is open
         for environment in body.compute_environments:
             await self._drivers.settle(environment)
-        request = CreateQueue(name=args.text("name", name), body=body, exist_ok=args.flag("exist_ok", exist_ok))
         await self._open.request(request)
         return queue_detail(get_queue(self._live.state, name))
 
@@ -173,7 +180,7 @@ class ResourceCalls(Calls):
         request = UpdateQueue(
             name=args.text("name", name),
             priority=None if priority is None else args.whole("priority", priority),
-            state=None if state is None else _state(state),
+            state=None if state is None else bodies.resource_state(state),
             compute_environments=environments,
             retain_succeeded_ms=(
                 None if retain_succeeded is None else args.milliseconds("retain_succeeded", retain_succeeded)
@@ -219,16 +226,20 @@ class ResourceCalls(Calls):
             PluginError: the backend is installed but cannot be loaded.
             Conflict: it exists (with `exist_ok`: and differs in a field, which the error names).
         """
-        checked = args.options("options", options, self._registry.options(args.text("backend", backend)), backend)
-        body = EnvironmentBody(
+        body = bodies.environment(
+            self._registry,
             backend=backend,
-            managed=args.flag("managed", managed),
-            min_vcpus_milli=args.milli("min_vcpus", min_vcpus),
-            max_vcpus_milli=cpus() * 1000 if max_vcpus is None else args.milli("max_vcpus", max_vcpus),
-            state=_state(state),
-            options=checked,
-            tags=args.texts("tags", tags),
+            max_vcpus=max_vcpus,
+            min_vcpus=min_vcpus,
+            managed=managed,
+            state=state,
+            options=options,
+            tags=tags,
         )
+        return await self.put_environment(name, body, exist_ok=exist_ok)
+
+    async def put_environment(self, name: str, body: EnvironmentBody, *, exist_ok: bool = False) -> EnvironmentDetail:
+        """Create an environment from a checked body."""
         request = CreateEnvironment(name=args.text("name", name), body=body, exist_ok=args.flag("exist_ok", exist_ok))
         await self._open.request(request)
         await self._drivers.settle(name)
@@ -254,7 +265,7 @@ class ResourceCalls(Calls):
             checked = args.options("options", options, self._registry.options(backend), backend)
         request = UpdateEnvironment(
             name=name,
-            state=None if state is None else _state(state),
+            state=None if state is None else bodies.resource_state(state),
             min_vcpus_milli=None if min_vcpus is None else args.milli("min_vcpus", min_vcpus),
             max_vcpus_milli=None if max_vcpus is None else args.milli("max_vcpus", max_vcpus),
             options=checked,
@@ -272,14 +283,3 @@ class ResourceCalls(Calls):
         state = self._open.state
         chosen = sorted(state.environments) if names is None else args.names("names", names)
         return [environment_detail(state, get_environment(state, name)) for name in chosen]
-
-
-def cpus() -> int:
-    """How many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _state(value: object) -> ResourceState:
-    if value not in tuple(ResourceState):
-        raise InvalidValue("state", value, "a state is ENABLED or DISABLED")
-    return ResourceState(str(value))

@@ -1,0 +1,108 @@
+"""The bodies of definitions, queues and environments, from what users write. Their keywords are the public names."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from . import arguments as args
+from .core.errors import InvalidValue
+from .core.model import (
+    RETAIN_FAILED_MS,
+    RETAIN_SUCCEEDED_MS,
+    DefinitionBody,
+    EnvironmentBody,
+    QueueBody,
+    ResourceState,
+)
+from .registry import BackendRegistry
+
+
+def definition(
+    *,
+    command: Any = None,
+    script: Any = None,
+    environment: Any = None,
+    parameters: Any = None,
+    vcpus: Any = 1,
+    memory: Any = 0,
+    gpus: Any = 0,
+    retry: Any = 1,
+    timeout: Any = None,
+    workdir: Any = None,
+    scratch: Any = False,
+    tags: Any = None,
+    scheduling_priority: Any = 0,
+) -> DefinitionBody:
+    """A job definition's; see `Kernel.register_job_definition`."""
+    return DefinitionBody(
+        command=() if command is None else args.command("command", command),
+        script=None if script is None else args.script("script", script),
+        environment=args.texts("environment", environment),
+        parameters=args.texts("parameters", parameters),
+        vcpus_milli=args.milli("vcpus", vcpus),
+        memory_mib=args.mebibytes("memory", memory),
+        gpus=args.whole("gpus", gpus),
+        retry=args.retry("retry", retry),
+        timeout_ms=None if timeout is None else args.milliseconds("timeout", timeout),
+        workdir=args.workdir(workdir),
+        scratch=args.flag("scratch", scratch),
+        tags=args.texts("tags", tags),
+        scheduling_priority=args.whole("scheduling_priority", scheduling_priority),
+    )
+
+
+def queue(
+    *,
+    priority: Any,
+    compute_environments: Any,
+    state: Any = "ENABLED",
+    tags: Any = None,
+    retain_succeeded: Any = RETAIN_SUCCEEDED_MS / 1000,
+    retain_failed: Any = RETAIN_FAILED_MS / 1000,
+) -> QueueBody:
+    """A job queue's; see `Kernel.create_job_queue`."""
+    return QueueBody(
+        priority=args.whole("priority", priority),
+        compute_environments=args.names("compute_environments", compute_environments),
+        state=resource_state(state),
+        tags=args.texts("tags", tags),
+        retain_succeeded_ms=args.milliseconds("retain_succeeded", retain_succeeded),
+        retain_failed_ms=args.milliseconds("retain_failed", retain_failed),
+    )
+
+
+def environment(
+    registry: BackendRegistry,
+    *,
+    backend: Any,
+    max_vcpus: Any = None,
+    min_vcpus: Any = 0,
+    managed: Any = True,
+    state: Any = "ENABLED",
+    options: Any = None,
+    tags: Any = None,
+) -> EnvironmentBody:
+    """A compute environment's; see `Kernel.create_compute_environment`."""
+    name = args.text("backend", backend)
+    return EnvironmentBody(
+        backend=name,
+        options=args.options("options", options, registry.options(name), name),
+        managed=args.flag("managed", managed),
+        min_vcpus_milli=args.milli("min_vcpus", min_vcpus),
+        max_vcpus_milli=cpus() * 1000 if max_vcpus is None else args.milli("max_vcpus", max_vcpus),
+        state=resource_state(state),
+        tags=args.texts("tags", tags),
+    )
+
+
+def cpus() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def resource_state(value: object) -> ResourceState:
+    """ENABLED or DISABLED."""
+    if value not in tuple(ResourceState):
+        raise InvalidValue("state", value, "a state is ENABLED or DISABLED")
+    return ResourceState(str(value))
