@@ -1,0 +1,252 @@
+"""Runs the benchmarks, each in fresh processes and in turns with its peers, and prints their figures.
+
+    python benchmarks/run.py                      all of them, at full size (about 15 minutes)
+    python benchmarks/run.py --quick              small sizes: does it all still work?
+    python benchmarks/run.py --only null_array true_processes --n 2000 --rounds 3
+    python benchmarks/run.py --out results.json   figures to a file, the table to standard output
+
+ANYBATCH_BENCH_DIR names the folder for journals (else the system's for temporary files), ANYBATCH_BENCH_LOGS one for
+the logs of real processes (else beside the journal).
+
+Without --out the figures go to standard output as JSON, the table to standard error. Wall times of one run
+mean little on a machine that does other things too; the ratio to a peer of the same round does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).resolve().parent
+FORMAT = 1
+Figure = dict[str, Any]
+
+
+class Part(NamedTuple):
+    """One process: a benchmark's file and the parameters of its `measure`."""
+
+    file: str
+    parameters: dict[str, Any]
+
+
+class Benchmark(NamedTuple):
+    """What is run in turns, `rounds` times; figures of its parts can be each other's peers."""
+
+    name: str
+    rounds: int
+    parts: tuple[Part, ...]
+
+
+def plan(*, quick: bool, n: int | None) -> list[Benchmark]:
+    """Everything there is to run. `n`: how many processes the benchmarks of real processes start."""
+    small, large, processes = (10_000, 20_000, 100) if quick else (10_000, 1_000_000, 10_000)
+    rounds, few = (1, 1) if quick else (5, 3)
+    n = n or processes
+    turns = {"turns": 2} if quick else {}
+    sizes = [100, small] if quick else [small, large]
+    slopes = [1_000, 10_000] if quick else [100_000, 1_000_000]
+    return [
+        Benchmark("null_array", rounds, (Part("null_array", {"size": small}),)),
+        Benchmark(
+            "null_array_large",
+            few,
+            (
+                Part("null_array", {"size": small, "taskgroup": False}),
+                Part("null_array", {"size": large, "taskgroup": False}),
+                Part("null_array", {"size": large}),
+            ),
+        ),
+        Benchmark(
+            "null_array_slots", few, tuple(Part("null_array", {"size": small, "slots": slots}) for slots in (2, 8))
+        ),
+        Benchmark("submit", few, (Part("submit", {"sizes": sizes} | turns),)),
+        Benchmark("describe_cancel", few, (Part("describe_cancel", {"sizes": sizes} | turns),)),
+        Benchmark("inline_array", rounds, (Part("inline_array", {"size": small}),)),
+        Benchmark(
+            "responsiveness",
+            few,
+            tuple(
+                Part("responsiveness", {"size": size, "watch_s": 0.2 if quick else 3.0})
+                for size in ((large,) if quick else (100_000, large))
+            ),
+        ),
+        Benchmark(
+            "memory",
+            1,
+            tuple(
+                Part(
+                    "memory",
+                    {"kind": kind, "sizes": [slopes[0] // 10, slopes[1] // 10] if kind == "running" else slopes},
+                )
+                for kind in ("waiting", "finished", "retried", "running")
+            ),
+        ),
+        *(
+            Benchmark(
+                f"true_processes_{slots}",
+                rounds,
+                tuple(
+                    Part("true_processes", {"who": who, "n": n, "slots": slots})
+                    for who in ("kernel", "vfork", "xargs", "asyncio", "posix_spawn")
+                ),
+            )
+            for slots in ((8,) if quick else (2, 8))
+        ),
+    ]
+
+
+def run(benchmark: Benchmark, rounds: int) -> list[Figure]:
+    """The benchmark's figures over all rounds; the order of its parts, and of a peer inside one, turns each round."""
+    found: dict[str, Figure] = {}
+    for turn in range(rounds):
+        say(f"{benchmark.name} {turn + 1}/{rounds}")
+        for part in reversed(benchmark.parts) if turn % 2 else benchmark.parts:
+            parameters = dict(part.parameters)
+            if turn % 2 and part.file in ("null_array", "inline_array"):
+                parameters["first"] = "taskgroup"
+            for one in measure(Part(part.file, parameters)):
+                kept = found.setdefault(one["name"], {"benchmark": benchmark.name, **one, "values": [], "by_round": {}})
+                kept["by_round"][turn] = one["value"]
+                for clock in {"wall_s", "cpu_s"} & one.keys():
+                    kept[clock] = [*(kept[clock] if kept["values"] else []), one[clock]]
+                kept["values"].append(one["value"])
+    return [finish(one, found) for one in found.values()]
+
+
+def measure(part: Part) -> list[Figure]:
+    """Run a part in a fresh process."""
+    command = [sys.executable, str(HERE / f"{part.file}.py"), json.dumps(part.parameters)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=os.environ | {"ANYBATCH_BENCH_KEEP": "1"})
+    figures: list[Figure] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def finish(one: Figure, found: dict[str, Figure]) -> Figure:
+    """Add what the rounds together say: median and range, and the same of the ratio to the peer, round by round."""
+    rounds = one.pop("by_round")
+    peer = found.get(one.pop("peer") or "")
+    figure = {key: value for key, value in one.items() if key != "value"} | summary(one["values"])
+    if peer is not None and peer is not one:
+        others = peer.get("by_round") or dict(enumerate(peer["values"]))
+        ratios = [rounds[turn] / others[turn] for turn in rounds if others.get(turn)]
+        if ratios:
+            figure["peer"] = {"name": peer["name"], "median": summary(peer["values"])["median"]}
+            figure["ratio"] = {"values": ratios} | summary(ratios)
+    return figure
+
+
+@contextlib.contextmanager
+def work_folders() -> Iterator[None]:
+    """Folders for journals and logs below those that the environment names; all is removed at the end of the run."""
+    with contextlib.ExitStack() as stack:
+        journals = os.environ.get("ANYBATCH_BENCH_DIR")
+        os.environ["ANYBATCH_BENCH_DIR"] = stack.enter_context(tempfile.TemporaryDirectory(dir=journals))
+        logs = os.environ.get("ANYBATCH_BENCH_LOGS")
+        if logs:
+            os.environ["ANYBATCH_BENCH_LOGS"] = stack.enter_context(tempfile.TemporaryDirectory(dir=logs))
+        yield
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """How many they are, and where they lie."""
+    return {"n": len(values), "median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    found = {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version, "kernel": platform.release()}
+    for name in ("anybatch", "msgspec", "anyio", "structlog"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    git = subprocess.run(["git", "-C", str(HERE), "describe", "--always", "--dirty"], capture_output=True, text=True)
+    found["commit"] = git.stdout.strip() or "unknown"
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Where they were measured."""
+    model = "unknown"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    except OSError:
+        pass
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"cpus": os.cpu_count(), "model": model, "memory_gb": round(pages / 1e9, 1)}
+
+
+def table(figures: Iterable[Figure]) -> str:
+    """A Markdown table."""
+    lines = ["| benchmark | figure | median | min-max | n | peer | ratio (min-max) |", "|---|---|---|---|---|---|---|"]
+    for one in figures:
+        peer, ratio = one.get("peer"), one.get("ratio")
+        beside = f"{peer['name']}: {short(peer['median'])}" if peer else ""
+        times = f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})" if ratio else ""
+        lines.append(
+            f"| {one['benchmark']} | {one['name']} | {short(one['median'])} {one['unit']} "
+            f"| {short(one['min'])}-{short(one['max'])} | {one['n']} | {beside} | {times} |"
+        )
+    return "\n".join(lines)
+
+
+def short(value: float) -> str:
+    """Three digits or more."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes and one round")
+    parser.add_argument("--out", type=Path, help="write the figures here")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="benchmarks whose name begins so")
+    parser.add_argument("--n", type=int, help="how many processes to start (default 10000)")
+    parser.add_argument("--rounds", type=int, help="how often to run each")
+    options = parser.parse_args()
+    begun, load = time.monotonic(), os.getloadavg()[0]
+    result: dict[str, Any] = {
+        "format": FORMAT,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "quick": options.quick,
+        "versions": versions(),
+        "machine": machine(),
+        "folders": {name: os.environ.get(f"ANYBATCH_BENCH_{name}", "default") for name in ("DIR", "LOGS")},
+        "figures": [],
+    }
+    with work_folders():
+        for benchmark in plan(quick=options.quick, n=options.n):
+            if not options.only or benchmark.name.startswith(tuple(options.only)):
+                result["figures"] += run(benchmark, options.rounds or benchmark.rounds)
+    result["load"] = {"before": load, "after": os.getloadavg()[0]}
+    result["took_s"] = round(time.monotonic() - begun, 1)
+    text = json.dumps(result, indent=1)
+    if options.out:
+        options.out.write_text(text + "\n")
+        print(table(result["figures"]))
+    else:
+        print(text)
+        say(table(result["figures"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""That the benchmark commands work, at small sizes. Nothing here looks at a time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+SUMMARY = {"n", "median", "min", "max"}
+
+
+def run(program: str, *arguments: object) -> str:
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / program, *map(str, arguments)], capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("benchmarks") / "results.json"
+    table = run("run.py", "--quick", "--n", 20, "--out", path)
+    assert table.startswith("| benchmark | figure |")
+    return path
+
+
+def test_every_figure_says_what_it_is_and_how_it_spreads(results: Path) -> None:
+    result: dict[str, Any] = json.loads(results.read_text())
+    assert {"format", "at", "versions", "machine", "load", "took_s", "folders"} <= result.keys()
+    names = [(one["benchmark"], one["name"]) for one in result["figures"]]
+    assert len(set(names)) == len(names)
+    for one in result["figures"]:
+        assert SUMMARY | {"unit", "better", "values"} <= one.keys()
+        assert ("ratio" in one) == ("peer" in one)
+    for benchmark, name in [("null_array", "children_per_s_10000@64"), ("inline_array", "children_per_s_10000@64")]:
+        (one,) = [one for one in result["figures"] if (one["benchmark"], one["name"]) == (benchmark, name)]
+        assert one["peer"]["name"] == "taskgroup_per_s_10000@64"
+        assert one["ratio"]["median"] == pytest.approx(one["median"] / one["peer"]["median"])
+        assert len(one["cpu_s"]) == len(one["wall_s"]) == one["n"]
+
+
+def test_files_are_compared_and_a_regression_beyond_the_spread_is_marked(results: Path, tmp_path: Path) -> None:
+    assert "0 figures are worse" in run("compare.py", results, results)
+    before = {"format": 1, "machine": {}, "versions": {}, "figures": [made(10.0, 11.0, 12.0)]}
+    for values, mark in [
+        ((11.5, 12.0, 13.0), " |  |"),
+        ((20.0, 21.0, 22.0), "| WORSE |"),
+        ((5.0, 5.5, 6.0), "| better |"),
+    ]:
+        paths = []
+        for name, figures in (("before", before["figures"]), ("after", [made(*values)])):
+            paths.append(tmp_path / f"{name}.json")
+            paths[-1].write_text(json.dumps({**before, "figures": figures}))
+        assert mark in run("compare.py", *paths)
+
+
+def made(low: float, median: float, high: float) -> dict[str, Any]:
+    """A figure of which less is better."""
+    found: dict[str, Any] = {"benchmark": "b", "name": "f", "unit": "us", "better": "less"}
+    return found | {"values": [low, median, high], "n": 3, "min": low, "median": median, "max": high}
