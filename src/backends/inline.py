@@ -42,7 +42,7 @@ EXIT_ABANDONED: Final = 137
 class InlineAttempt:
     """What a coroutine is given: its arguments, variables, and a log."""
 
-    def __init__(self, launch: Launch, index: int, log: Path) -> None:
+    def __init__(self, launch: Launch, index: int, logs_dir: Path) -> None:
         self.job_id = launch.job_id if launch.array_size is None else f"{launch.job_id}:{index}"
         self.index: int | None = None if launch.array_size is None else index
         """The child's index; None for a single job."""
@@ -52,7 +52,7 @@ class InlineAttempt:
         """The command after the function's name."""
         self._launch = launch
         self._at = index
-        self._log = log
+        self._logs_dir = logs_dir
 
     @property
     def environment(self) -> dict[str, str]:
@@ -61,8 +61,9 @@ class InlineAttempt:
 
     def write(self, text: str | bytes) -> None:
         """Append to the attempt's log."""
-        self._log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._log.open("ab") as file:
+        path = log_path(self._logs_dir, AttemptKey(self._launch.job_id, self._at, self.number))
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with path.open("ab") as file:
             file.write(text.encode() if isinstance(text, str) else text)
 
     def print(self, *values: object) -> None:
@@ -93,9 +94,11 @@ class InlineBackend:
                 raise InvalidValue("functions", {name: function}, "it maps names to coroutine functions")
         self._tasks: dict[AttemptKey, asyncio.Task[int | None]] = {}
         self._stopped: dict[AttemptKey, Timer] = {}
+        self._exits: dict[tuple[str, int], tuple[list[int], list[int], list[int]]] = {}
         self._abandoned: set[asyncio.Task[int | None]] = set()
 
     async def start(self, context: BackendContext, known: Sequence[Launch]) -> None:
+        self._report()
         self._context = context
         options = msgspec.convert(context.settings.options, InlineOptions)
         context.host_up("inline", Capacity(vcpus_milli=context.settings.max_vcpus_milli, memory_mib=options.memory))
@@ -122,7 +125,7 @@ class InlineBackend:
             self._context.started(launch.job_id, launch.number, launch.indexes)
 
     def _start(self, function: Function, launch: Launch, key: AttemptKey) -> None:
-        attempt = InlineAttempt(launch, key.index, log_path(self._context.logs_dir, key))
+        attempt = InlineAttempt(launch, key.index, self._context.logs_dir)
         task = asyncio.ensure_future(_call(function, attempt))
         self._tasks[key] = task
         task.add_done_callback(lambda done: self._ended(key, attempt, done))
@@ -136,7 +139,24 @@ class InlineBackend:
         if timer is not None:
             timer.cancel()
         code, reason = self._outcome(attempt, task)
-        self._context.exited(key.job_id, key.number, [key.index], [code], reason=reason)
+        if reason is None:
+            self._collect(key, code)
+        else:
+            self._context.exited(key.job_id, key.number, [key.index], [code], reason=reason)
+
+    def _collect(self, key: AttemptKey, code: int) -> None:
+        """Plain exits of one turn of the loop are reported together."""
+        if not self._exits:
+            asyncio.get_running_loop().call_soon(self._report)
+        indexes, codes, at_ms = self._exits.setdefault((key.job_id, key.number), ([], [], []))
+        indexes.append(key.index)
+        codes.append(code)
+        at_ms.append(self._context.clock.now_ms())
+
+    def _report(self) -> None:
+        exits, self._exits = self._exits, {}
+        for (job_id, number), (indexes, codes, at_ms) in exits.items():
+            self._context.exited(job_id, number, indexes, codes, at_ms)
 
     def _outcome(self, attempt: InlineAttempt, task: asyncio.Task[int | None]) -> tuple[int, str | None]:
         if task.cancelled():
@@ -149,9 +169,6 @@ class InlineBackend:
             if isinstance(result, int) and not isinstance(result, bool) and 0 <= result <= 255:
                 return result, None
             return 1, f"the function returned {result!r}; an exit code is 0 to 255, or None"
-        if isinstance(error, SystemExit):
-            code = error.code
-            return (code & 255 if isinstance(code, int) else 0 if code is None else 1), None
         attempt.write("".join(traceback.format_exception(error)))
         return 1, f"{type(error).__name__}: {error}"
 
@@ -190,6 +207,7 @@ class InlineBackend:
             await anyio.sleep(FOLLOW_S)
 
     async def close(self) -> None:
+        self._report()
         for timer in self._stopped.values():
             timer.cancel()
         self._stopped.clear()
@@ -202,4 +220,10 @@ class InlineBackend:
 
 
 async def _call(function: Function, attempt: InlineAttempt) -> int | None:
-    return await function(attempt)
+    try:
+        return await function(attempt)
+    except SystemExit as e:
+        # Not for asyncio to see: it would end the event loop.
+        if e.code is not None and not isinstance(e.code, int):
+            attempt.print(e.code)
+        return e.code & 255 if isinstance(e.code, int) else 0 if e.code is None else 1

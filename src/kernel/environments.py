@@ -223,7 +223,7 @@ class Context:
         def acknowledge(self: Context) -> None:
             callback()
 
-        self._runtime.when_handled(lambda error: acknowledge(self) if error is None else None)
+        self._runtime.when_handled(lambda error: acknowledge(self) if error is None else None, urgent=False)
 
 
 class Driver:

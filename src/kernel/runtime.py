@@ -49,6 +49,10 @@ INPUTS_MOST: Final = 10_000
 """Inputs taken in one turn; the rest follows in the next."""
 
 
+SyncWaiter = tuple[int, Callable[[BaseException | None], None]]
+"""Up to which sequence number the log has to be on disk, and whom to call back then."""
+
+
 class EffectHandler(Protocol):
     """Who carries effects on environments out: the environments' drivers."""
 
@@ -72,6 +76,7 @@ class _Barrier(Input, frozen=True, kw_only=True):
     """Stands in the inbox for: call back once all before it is handled and synced."""
 
     callback: Callable[[BaseException | None], None]
+    urgent: bool
 
 
 class Runtime:
@@ -98,7 +103,8 @@ class Runtime:
         self._ended: dict[int, list[asyncio.Future[None]]] = {}
         self._child_ended: dict[int, dict[int, list[asyncio.Future[None]]]] = {}
         self._listeners: list[Callable[[], None]] = []
-        self._sync_waiters: list[tuple[int, Callable[[BaseException | None], None]]] = []
+        self._sync_waiters: list[SyncWaiter] = []
+        self._patient_waiters: list[SyncWaiter] = []
         self._sync_task: asyncio.Task[None] | None = None
         self._sync_timer: asyncio.TimerHandle | None = None
 
@@ -216,7 +222,7 @@ class Runtime:
         for future, reply in replies:
             self._reply_when_synced(future, reply)
         for barrier in barriers:
-            self.when_synced(barrier.callback)
+            self.when_synced(barrier.callback, urgent=barrier.urgent)
         if events:
             self._after_commit()
         if self._inbox or (self._want_plan and self.placing):
@@ -260,8 +266,7 @@ class Runtime:
             listener()
         if self.journal.wants_snapshot():
             self.journal.put_snapshot(encode(self.state))
-        if self._sync_timer is None and self._sync_task is None and self._loop is not None:
-            self._sync_timer = self._loop.call_later(SYNC_AFTER_S, self._sync_now)
+        self._sync_soon()
 
     def _arm(self) -> None:
         due = next_timer_ms(self.state)
@@ -289,23 +294,30 @@ class Runtime:
 
         self.when_synced(release)
 
-    def when_synced(self, callback: Callable[[BaseException | None], None]) -> None:
-        """Call back once all that is committed now is on disk (None), or with the error that stopped the kernel."""
+    def when_synced(self, callback: Callable[[BaseException | None], None], *, urgent: bool = True) -> None:
+        """Call back once all that is committed now is on disk (None), or with the error that stopped the kernel.
+
+        What is not urgent causes no sync of its own: it is served by the next one, within `SYNC_AFTER_S`.
+        """
         if self.failure is not None:
             callback(self.failure)
             return
         if self.synced >= self.journal.last:
             callback(None)
             return
-        self._sync_waiters.append((self.journal.last, callback))
-        self._sync_now()
+        if urgent:
+            self._sync_waiters.append((self.journal.last, callback))
+            self._sync_now()
+        else:
+            self._patient_waiters.append((self.journal.last, callback))
+            self._sync_soon()
 
-    def when_handled(self, callback: Callable[[BaseException | None], None]) -> None:
+    def when_handled(self, callback: Callable[[BaseException | None], None], *, urgent: bool = True) -> None:
         """Call back once every input that has been reported so far is handled, committed and on disk."""
         if self._closed or self.failure is not None:
             callback(self.failure or KernelClosed("the kernel is closed"))
         else:
-            self.report(_Barrier(callback=callback))
+            self.report(_Barrier(callback=callback, urgent=urgent))
 
     def _sync_now(self) -> None:
         if self._sync_timer is not None:
@@ -319,19 +331,28 @@ class Runtime:
         try:
             while True:
                 self.synced = max(self.synced, await self.journal.sync())
-                waiting, self._sync_waiters = self._sync_waiters, []
-                for last, callback in waiting:
-                    if last <= self.synced:
-                        callback(None)
-                    else:
-                        self._sync_waiters.append((last, callback))
+                self._sync_waiters = self._serve(self._sync_waiters)
+                self._patient_waiters = self._serve(self._patient_waiters)
                 if not self._sync_waiters:
                     break
         except Exception as e:
             self.fail(e)
         finally:
             self._sync_task = None
-        if self.synced < self.journal.last and self.failure is None and self._sync_timer is None and self._loop:
+        if self.synced < self.journal.last:
+            self._sync_soon()
+
+    def _serve(self, waiting: list[SyncWaiter]) -> list[SyncWaiter]:
+        """Call back those whose commits are on disk; the others are returned."""
+        for last, callback in waiting:
+            if last <= self.synced:
+                callback(None)
+        return [waiter for waiter in waiting if waiter[0] > self.synced]
+
+    def _sync_soon(self) -> None:
+        if self._closed or self._sync_timer is not None or self._sync_task is not None or self.failure is not None:
+            return
+        if self._loop is not None:
             self._sync_timer = self._loop.call_later(SYNC_AFTER_S, self._sync_now)
 
     def fail(self, error: BaseException) -> None:
@@ -347,7 +368,8 @@ class Runtime:
                 item.callback(error)
             elif future is not None and not future.done():
                 future.set_exception(stopped)
-        waiting, self._sync_waiters = self._sync_waiters, []
+        waiting = [*self._sync_waiters, *self._patient_waiters]
+        self._sync_waiters, self._patient_waiters = [], []
         for _, callback in waiting:
             callback(error)
         self._fail_waiters(stopped)

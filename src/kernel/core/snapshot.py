@@ -175,7 +175,9 @@ def _front(state: KernelState, queue: QueueRow) -> list[tuple[int, int, int, int
         (turn, serial, index, number)
         for lane in queue.lanes.values()
         for turn, serial, index, number in lane.front
-        if state.jobs[serial].children.status[index] == RUNNABLE and state.jobs[serial].children.number[index] == number
+        if serial in state.jobs
+        and state.jobs[serial].children.status[index] == RUNNABLE
+        and state.jobs[serial].children.number[index] == number
     )
 
 
