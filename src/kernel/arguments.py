@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
@@ -142,6 +143,8 @@ def milli(field: str, value: object) -> int:
             value = float(value)
         except ValueError:
             raise InvalidValue(field, given, "it is a number of vCPUs, such as 2 or 0.25") from None
+    if isinstance(value, float) and not isfinite(value):
+        raise InvalidValue(field, given, "it is a number of vCPUs, such as 2 or 0.25")
     amount = number(field, value) * 1000
     if not 0 <= amount <= VCPUS_MILLI_MAX:
         raise InvalidValue(field, given, f"it is a number of vCPUs, 0 to {VCPUS_MILLI_MAX // 1000}")
@@ -277,7 +280,7 @@ def dependencies(field: str, value: object) -> tuple[DependencyRequest, ...]:
     """The entries of `depends_on`."""
     if value is None:
         return ()
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+    if isinstance(value, (str, bytes, Mapping)) or hasattr(value, "id") or not isinstance(value, Iterable):
         raise InvalidValue(field, value, "it is a list of jobs (ids, handles or names), n_to_n(job) and SEQUENTIAL")
     return tuple(_dependency(f"{field}[{n}]", entry) for n, entry in enumerate(value))
 

@@ -183,6 +183,13 @@ class BackendContext(Protocol):
     def lost(self, job_id: str, number: int, indexes: Sequence[int], *, reason: str) -> None:
         """These attempts are gone without an exit code, with their host or with what watched them."""
 
+    def found(self, host: str, job_id: str, number: int, indexes: Sequence[int]) -> None:
+        """A host holds attempts that are not among the known ones that `start` was given.
+
+        Those whose placement the log has lost with the power are adopted: report on them as on any others, after
+        this. For the rest `stop` is called.
+        """
+
     def unknown(self, job_id: str, number: int, indexes: Sequence[int]) -> None:
         """These attempts were not found just now. Never a reason to run them again by itself."""
 

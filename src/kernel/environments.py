@@ -7,26 +7,25 @@ backend does wrong costs its own environment: it turns INVALID with the reason, 
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import structlog
 
-from .backend import AttemptKey, AttemptSpec, Backend, Capacity, EnvironmentSettings, Launch
+from .backend import AttemptKey, AttemptSpec, Backend, EnvironmentSettings, Launch
+from .context import REASON_CHARS_MAX, Context, kept_text
 from .core.effects import LaunchAttempts, StopAttempts
 from .core.errors import AnyBatchError, BackendError
-from .core.inputs import AllListed, Ended, EnvironmentFailed, HostDown, HostUp, Started, Unknown
-from .core.model import DEFAULT_GRACE_MS, TEXT_NOT_STARTED, ExitKind, ResourceStatus
+from .core.inputs import AllListed, Ended, EnvironmentFailed
+from .core.model import DEFAULT_GRACE_MS, TEXT_NOT_STARTED, ResourceStatus
 from .core.state import JobRow
-from .core.states import RUNNING
+from .core.states import RUNNING, STARTING
 
 if TYPE_CHECKING:
     from .cleaner import Cleaner
-    from .clock import Clock
     from .registry import BackendRegistry
     from .runtime import Runtime
 
@@ -42,188 +41,6 @@ CLOSE_S_MAX: Final = 60.0
 """For a backend to let go."""
 FINISH_S_MAX: Final = 10.0
 """For a call that a backend is busy with when the kernel closes."""
-REASON_CHARS_MAX: Final = 1000
-AMOUNT_MAX: Final = 1 << 50
-"""Of a host's vCPUs (milli) or memory (MiB)."""
-
-P = ParamSpec("P")
-
-
-def _text(value: str) -> str:
-    """Text that the journal can keep. Operating systems' texts may hold bytes that are no UTF-8, as surrogates."""
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value.encode(errors="backslashreplace").decode()
-
-
-def _checked(report: Callable[Concatenate[Context, P], None]) -> Callable[Concatenate[Context, P], None]:
-    """A report that cannot be handled makes the environment INVALID; it neither harms the kernel nor raises."""
-
-    @functools.wraps(report)
-    def checked(self: Context, *args: P.args, **more: P.kwargs) -> None:
-        if self.closed:
-            return
-        try:
-            report(self, *args, **more)
-        except Exception as e:
-            self._lied(f"{report.__name__}: {e}")
-
-    return checked
-
-
-class Context:
-    """A backend's way back to the kernel (`BackendContext`)."""
-
-    def __init__(self, driver: Driver, settings: EnvironmentSettings, runtime: Runtime, runtime_dir: Path) -> None:
-        self._driver = driver
-        self._runtime = runtime
-        self.kernel_id = runtime.state.kernel_id
-        self.settings = settings
-        self.clock: Clock = runtime.clock
-        files = runtime.journal.files
-        self.state_dir = files / "environments" / settings.name
-        self.logs_dir = files / "logs"
-        self.runtime_dir = runtime_dir
-        self.durable = runtime.journal.durable
-        self.hosts: dict[str, None] = {}
-        self.closed = False
-
-    def _lied(self, what: str) -> None:
-        self._fail(f"backend {self._driver.backend_name!r} reported what cannot be: {what}")
-
-    def _job(
-        self,
-        job_id: str,
-        number: int,
-        indexes: Sequence[int],
-        codes: Sequence[int | None] | None = None,
-        at_ms: Sequence[int] | None = None,
-    ) -> int | None:
-        """The serial of a known job. Raises ValueError, or what comes of it, for what the core cannot take."""
-        state = self._runtime.state
-        serial = state.ids.get(job_id)
-        if serial is None or not len(indexes):
-            return None
-        size = state.jobs[serial].children.size
-        lengths = {len(indexes), len(indexes if codes is None else codes), len(indexes if at_ms is None else at_ms)}
-        if {*map(type, indexes)} != {int} or min(indexes) < 0 or max(indexes) >= size or type(number) is not int:
-            raise ValueError(f"attempt {number!r} of {job_id}, indexes {list(indexes)[:10]!r}")
-        if len(lengths) > 1 or (at_ms is not None and {*map(type, at_ms)} != {int}):
-            raise ValueError(f"{len(indexes)} attempts of {job_id} with other numbers of codes or times, or no times")
-        if codes is not None and not {*map(type, codes)} <= {int, type(None)}:
-            raise ValueError(f"exit codes of {job_id} that are no numbers: {list(codes)[:10]!r}")
-        return serial
-
-    @_checked
-    def host_up(self, host: str, capacity: Capacity, zone: str | None = None) -> None:
-        amounts = (capacity.vcpus_milli, capacity.memory_mib or 0, *capacity.gpus)
-        if {*map(type, amounts)} != {int} or not 0 <= min(amounts) <= max(amounts) <= AMOUNT_MAX:
-            raise ValueError(f"{host!r} with {capacity!r}")
-        if len(set(capacity.gpus)) < len(capacity.gpus):
-            raise ValueError(f"{host!r} with one GPU twice: {capacity.gpus!r}")
-        host, zone = _text(host), None if zone is None else _text(zone)
-        self.hosts[host] = None
-        self._runtime.report(
-            HostUp(
-                environment=self.settings.name,
-                host=host,
-                vcpus_milli=capacity.vcpus_milli,
-                memory_mib=capacity.memory_mib,
-                gpus=tuple(capacity.gpus),
-                zone=zone,
-            )
-        )
-
-    @_checked
-    def host_down(self, host: str, reason: str) -> None:
-        down = HostDown(environment=self.settings.name, host=_text(host), reason=_text(reason))
-        self.hosts.pop(host, None)
-        self._runtime.report(down)
-
-    @_checked
-    def started(self, job_id: str, number: int, indexes: Sequence[int], at_ms: Sequence[int] | None = None) -> None:
-        serial = self._job(job_id, number, indexes, None, at_ms)
-        if serial is not None:
-            self._runtime.report(
-                Started(environment=self.settings.name, job=serial, number=number, indexes=indexes, at_ms=at_ms)
-            )
-
-    @_checked
-    def exited(
-        self,
-        job_id: str,
-        number: int,
-        indexes: Sequence[int],
-        codes: Sequence[int | None],
-        at_ms: Sequence[int] | None = None,
-        *,
-        reason: str | None = None,
-        status_reason: str | None = None,
-    ) -> None:
-        self._ended(job_id, number, indexes, ExitKind.EXITED, codes, at_ms, reason, status_reason)
-
-    @_checked
-    def timed_out(
-        self,
-        job_id: str,
-        number: int,
-        indexes: Sequence[int],
-        codes: Sequence[int | None],
-        at_ms: Sequence[int] | None = None,
-    ) -> None:
-        self._ended(job_id, number, indexes, ExitKind.TIMED_OUT, codes, at_ms, None, None)
-
-    @_checked
-    def lost(self, job_id: str, number: int, indexes: Sequence[int], *, reason: str) -> None:
-        self._ended(job_id, number, indexes, ExitKind.LOST, [None] * len(indexes), None, _text(reason), None)
-
-    def _ended(
-        self,
-        job_id: str,
-        number: int,
-        indexes: Sequence[int],
-        kind: ExitKind,
-        codes: Sequence[int | None],
-        at_ms: Sequence[int] | None,
-        reason: str | None,
-        status_reason: str | None,
-    ) -> None:
-        serial = self._job(job_id, number, indexes, codes, at_ms)
-        if serial is not None:
-            self._runtime.report(
-                Ended(
-                    environment=self.settings.name,
-                    job=serial,
-                    number=number,
-                    indexes=indexes,
-                    kind=kind,
-                    codes=codes,
-                    at_ms=at_ms,
-                    reason=None if reason is None else _text(reason),
-                    status_reason=None if status_reason is None else _text(status_reason),
-                )
-            )
-
-    @_checked
-    def unknown(self, job_id: str, number: int, indexes: Sequence[int]) -> None:
-        serial = self._job(job_id, number, indexes)
-        if serial is not None:
-            self._runtime.report(Unknown(environment=self.settings.name, job=serial, number=number, indexes=indexes))
-
-    @_checked
-    def failed(self, reason: str) -> None:
-        self._fail(_text(reason))
-
-    def _fail(self, reason: str) -> None:
-        text = _text(reason)[:REASON_CHARS_MAX]
-        self._runtime.report(EnvironmentFailed(environment=self.settings.name, reason=text))
-
-    def when_durable(self, callback: Callable[[], None]) -> None:
-        @_checked
-        def acknowledge(self: Context) -> None:
-            callback()
-
-        self._runtime.when_handled(lambda error: acknowledge(self) if error is None else None, urgent=False)
 
 
 class Driver:
@@ -245,6 +62,7 @@ class Driver:
         self.backend_name = ""
         self._scope: anyio.CancelScope | None = None
         self._specs: dict[int, AttemptSpec] = {}
+        self._strays: list[AttemptKey] = []
 
     # -- what the runtime asks for ------------------------------------------------------------------
 
@@ -252,6 +70,19 @@ class Driver:
         """Hand a launch or stop over, after those before it."""
         self._todo.append(effect)
         self._wake.set()
+
+    def stop_strays(self, keys: Sequence[AttemptKey]) -> None:
+        """End those of these attempts that are not live as far as the kernel knows."""
+        state = self._runtime.state
+        strays = []
+        for key in keys:
+            job = state.jobs.get(state.ids.get(key.job_id, 0))
+            live = job is not None and job.children.status[key.index] in (STARTING, RUNNING)
+            if not live or job is None or job.children.number[key.index] != key.number:
+                strays.append(key)
+        if strays:
+            self._strays += strays
+            self._wake.set()
 
     def restart(self) -> None:
         """Tell the backend of an update, or start it anew if it could not work."""
@@ -276,9 +107,11 @@ class Driver:
                     self._restart = False
                     await self._start()
                     self.settled.set()
-                if not self._todo and not self._restart and not self._stop:
+                if not self._todo and not self._strays and not self._restart and not self._stop:
                     self._wake.clear()
                     await self._wake.wait()
+                strays, self._strays = self._strays, []
+                await self._end(strays)
                 await self._drain()
         finally:
             with anyio.CancelScope(shield=True):
@@ -330,7 +163,7 @@ class Driver:
         text = f"took longer than its bound and {what}" if isinstance(error, TimeoutError) else str(error)
         if not isinstance(error, (AnyBatchError, TimeoutError)):
             text = f"{type(error).__name__}: {error}"
-        reason = _text(f"backend {self.backend_name!r} {what}: {text}")[:REASON_CHARS_MAX]
+        reason = kept_text(f"backend {self.backend_name!r} {what}: {text}")[:REASON_CHARS_MAX]
         log.warning("environment_failed", environment=self.name, reason=reason)
         self._runtime.report(EnvironmentFailed(environment=self.name, reason=reason))
 
@@ -344,7 +177,9 @@ class Driver:
             if kind is LaunchAttempts:
                 await self._launch([e for e in batch if isinstance(e, LaunchAttempts)])
             else:
-                await self._end([e for e in batch if isinstance(e, StopAttempts)])
+                jobs = self._runtime.state.jobs
+                stops = [e for e in batch if isinstance(e, StopAttempts) and e.job in jobs]
+                await self._end([AttemptKey(jobs[e.job].job_id, i, number) for e in stops for i, number in e.attempts])
 
     async def _launch(self, effects: list[LaunchAttempts]) -> None:
         state = self._runtime.state
@@ -369,15 +204,13 @@ class Driver:
                         number=effect.number,
                         indexes=effect.indexes,
                         codes=[None] * len(effect.indexes),
-                        reason=_text(str(e)) or type(e).__name__,
+                        reason=kept_text(str(e)) or type(e).__name__,
                         status_reason=TEXT_NOT_STARTED,
                     )
                 )
 
-    async def _end(self, effects: list[StopAttempts]) -> None:
-        state = self._runtime.state
-        keys = [AttemptKey(state.jobs[e.job].job_id, i, number) for e in effects for i, number in e.attempts]
-        if self.backend is None:
+    async def _end(self, keys: Sequence[AttemptKey]) -> None:
+        if self.backend is None or not keys:
             return
         try:
             await self._bounded(self.backend.stop(keys, DEFAULT_GRACE_MS), STOP_S_MAX)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
 from .core.errors import InvalidValue, NotFound
@@ -35,6 +35,10 @@ class JobHandle:
         if not 0 <= index < self.array_size:
             raise NotFound("child", f"{self.id}:{index}", f"its indexes are 0 to {self.array_size - 1}")
         return JobHandle(self._kernel, f"{self.id}:{index}", self.name, None)
+
+    def __iter__(self) -> Iterator[JobHandle]:
+        """The handles of the children; none for a single job and for a child."""
+        return (self[index] for index in range(len(self)))
 
     def __len__(self) -> int:
         """The number of children; 0 for a single job and for a child."""

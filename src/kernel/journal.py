@@ -4,362 +4,386 @@ A record is one commit: the sequence number of its first event, its time, and it
 numbers rise by one per event and never start over; the epoch rises at each open. `commit` hands the
 record to the operating system (a killed process loses nothing); `sync` waits until everything committed
 so far is on disk (a power cut loses nothing). Who may wait for which is the runtime's business.
+
+Two snapshots are kept, and the records after the older one, so that one of them may be unreadable.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import json
+import contextlib
 import os
 import sqlite3
-import sys
 import threading
+import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
+import structlog
 
-from .core.errors import EventsTrimmed, JournalError, JournalLocked
-from .core.events import RECORD_VERSION, AnyEvent
+from .core.errors import EventsTrimmed, JournalDamaged, JournalError
+from .core.events import AnyEvent
+from .journal_check import admit, check_kind, set_aside
+from .journal_db import connect, epoch_crc, make, record_crc, snapshot_crc
+from .journal_mark import MarkFile
+from .journal_memory import MemoryJournal
+from .journal_place import check_place, lock, sync_folder
+from .journal_types import READ_RECORDS, TRIM_RECORDS, Journal, JournalLoss, Record
 
-APPLICATION_ID: Final = 0x61626A31
-"""In the SQLite header, so that `file` and we know a journal from another database ("abj1")."""
+__all__ = ["FileJournal", "Journal", "JournalLoss", "MemoryJournal", "Record"]
+
+log = structlog.get_logger("anybatch.kernel")
+
 SNAPSHOT_BYTES_MIN: Final = 4 << 20
 """Events since the last snapshot before another one is taken."""
+SNAPSHOTS_KEPT: Final = 2
 CHECKPOINT_BYTES: Final = 16 << 20
 """Written to the write-ahead file before it is folded into the main one, in a thread."""
-READ_RECORDS: Final = 256
-"""Records read at a time."""
-MEMORY_RECORDS_MAX: Final = 200_000
-"""Records that a journal in memory keeps; the oldest go first."""
+FOLD_ROUNDS: Final = 8
+"""Tries to fold it while commits go on; what came meanwhile is left for the next round."""
+TRIM_BYTES: Final = 1 << 20
+"""Deleted at a time, about."""
+TRIM_PAGES: Final = 256
+"""Given back to the file system at a time, when more than half of the file is free."""
+MARK_SYNC_S: Final = 1.0
+"""How often the mark is synced, at most; it is written at each sync of the log."""
+
+READ: Final = """
+SELECT first, at_ms, count, crc, data FROM log
+WHERE first >= (SELECT COALESCE(MAX(first), 0) FROM log WHERE first <= ?) ORDER BY first LIMIT ?
+"""
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(list[AnyEvent])
 
 
-class Record(msgspec.Struct, frozen=True):
-    """One commit: its events have the sequence numbers `first`, `first` + 1, ..."""
-
-    first: int
-    epoch: int
-    at_ms: int
-    events: list[AnyEvent]
-
-    @property
-    def last(self) -> int:
-        """The sequence number of the last event."""
-        return self.first + len(self.events) - 1
-
-
-class Journal(Protocol):
-    """What the runtime needs of a journal. Calls are made from one thread, the event loop's."""
-
-    durable: bool
-    """Whether a later process can open it again."""
-    last: int
-    """The sequence number of the last committed event; 0 when there is none."""
-    files: Path
-    """The folder for everything that belongs to the journal: logs, the state of backends."""
-
-    @property
-    def oldest(self) -> int:
-        """The sequence number of the oldest event kept (the next one's when there is none)."""
-
-    def load(self) -> tuple[bytes | None, Iterator[Record]]:
-        """The newest snapshot, and the records after it."""
-
-    def begin_epoch(self, epoch: int) -> None:
-        """All later commits belong to this epoch."""
-
-    def commit(self, at_ms: int, events: Sequence[AnyEvent]) -> int:
-        """Append a record; returns `last`. Raises JournalError: nothing of it was written."""
-
-    async def sync(self) -> int:
-        """Wait until all that is committed now is on disk; returns up to which sequence number."""
-
-    def wants_snapshot(self) -> bool:
-        """Whether enough has been written since the last snapshot."""
-
-    def put_snapshot(self, data: bytes) -> None:
-        """Keep the state as of `last`."""
-
-    def read(self, after: int) -> list[Record]:
-        """Some records (at most READ_RECORDS) with events after this sequence number, in order; [] at the end.
-
-        The first may begin with events up to `after`, which the caller skips.
-        """
-
-    def epoch_of(self, sequence: int) -> int:
-        """The epoch of an event."""
-
-    async def close(self) -> None:
-        """Let go of it, everything synced."""
-
-
-class MemoryJournal:
-    """A journal for tests and throw-away runs: nothing is written, everything is kept while it is open."""
-
-    durable = False
-
-    def __init__(self, files: Path) -> None:
-        self.files = files
-        self.last = 0
-        self._epoch = 0
-        self._records: list[Record] = []
-
-    @property
-    def oldest(self) -> int:
-        return self._records[0].first if self._records else self.last + 1
-
-    def load(self) -> tuple[bytes | None, Iterator[Record]]:
-        return None, iter(())
-
-    def begin_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
-
-    def commit(self, at_ms: int, events: Sequence[AnyEvent]) -> int:
-        if len(self._records) >= MEMORY_RECORDS_MAX:
-            del self._records[: MEMORY_RECORDS_MAX // 2]
-        self._records.append(Record(self.last + 1, self._epoch, at_ms, list(events)))
-        self.last += len(events)
-        return self.last
-
-    async def sync(self) -> int:
-        return self.last
-
-    def wants_snapshot(self) -> bool:
-        return False
-
-    def put_snapshot(self, data: bytes) -> None:
-        pass
-
-    def read(self, after: int) -> list[Record]:
-        if after + 1 < self.oldest:
-            raise EventsTrimmed((self._epoch, after), (self._epoch, self.oldest))
-        at = bisect_right(self._records, after, key=lambda record: record.last)
-        return self._records[at : at + READ_RECORDS]
-
-    def epoch_of(self, sequence: int) -> int:
-        return self._epoch
-
-    async def close(self) -> None:
-        pass
-
-
 class FileJournal:
     """A journal in one SQLite file (write-ahead log mode); `<path>.d` beside it holds logs and backends' state.
 
-    Commits are written on the calling thread (tens of microseconds); syncs, checkpoints in a thread.
+    Commits are written on the calling thread (tens of microseconds); syncs and checkpoints in a thread each.
 
     Raises:
         JournalLocked: another kernel holds it.
-        JournalError: it is no journal, of a newer version, or cannot be read or written.
+        JournalDamaged: events that were committed are missing, or cannot be read; `accept_loss` goes on without.
+        JournalError: it is no journal, of a newer version, in no fit place, or cannot be read or written.
     """
 
     durable = True
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).absolute()
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        accept_loss: bool = False,
+        allow_network_file_system: bool = False,
+    ) -> None:
+        self.path = Path(os.path.realpath(path))
         self.files = self.path.with_name(self.path.name + ".d")
-        try:
-            self.files.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as e:
-            raise JournalError(f"cannot make the folder {self.files}: {e.strerror}") from e
-        self._lock = _lock(self.files / "lock", self.path)
-        try:
-            self._open()
-        except BaseException:
-            if hasattr(self, "_db"):
-                self._db.close()
-            os.close(self._lock)
-            raise
+        self.loss: JournalLoss | None = None
+        check_place(self.path, allow_network=allow_network_file_system)
+        with contextlib.ExitStack() as undo:
+            try:
+                # The file of a kernel of this very process must not be opened here: closing it again would take
+                # SQLite's locks away. Nobody holds a journal that has no lock file.
+                if not (self.files / "lock").exists():
+                    self._check_kind()
+                self.files.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._lock = lock(self.files / "lock", self.path)
+                undo.callback(os.close, self._lock)
+                self._mark = MarkFile(self.files / "mark")
+                undo.callback(self._mark.close)
+                self._admit(accept_loss=accept_loss)
+                self._db = connect(self.path)
+                undo.callback(self._db.close)
+                self._open()
+                self._wal = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+                undo.callback(os.close, self._wal)
+                self._folding = connect(self.path)  # now, not when there may be no descriptors left
+                undo.callback(self._folding.close)
+                self._folding.execute("PRAGMA busy_timeout=5")
+                self._folding.execute("SELECT COUNT(*) FROM epoch").fetchone()
+                sync_folder(self.path.parent)
+            except (OSError, sqlite3.Error) as e:
+                raise JournalError(f"{self.path} cannot be used as a journal: {e}") from e
+            undo.pop_all()
+        self._syncer = ThreadPoolExecutor(1, thread_name_prefix="anybatch-journal-sync")
+        self._folder = ThreadPoolExecutor(1, thread_name_prefix="anybatch-journal-fold")
+        self._closing = threading.Event()
+        self._since_checkpoint = 0
+        self._mark_synced_s = 0.0
+        self._begun = False
+        self._broken = False
+
+    # -- opening ----------------------------------------------------------------------------------
+
+    def _check_kind(self) -> None:
+        wrong = check_kind(self.path)
+        if wrong is not None:
+            raise JournalError(f"{self.path} {wrong}; give another path")
+
+    def _admit(self, *, accept_loss: bool) -> None:
+        """Make sure that there is a journal that can be opened as it is."""
+        said = self._mark.found
+        if said is None:
+            self._check_kind()
+            if self._mark.unreadable:
+                log.warning("journal_mark_unreadable", journal=str(self.path))
+        self.loss = admit(self.path, self.files, said, accept_loss=accept_loss)
+        self.epoch = said.epoch if said is not None else 0
+        if self.loss is not None:
+            log.error("journal_loss_accepted", journal=str(self.path), **msgspec.to_builtins(self.loss, enc_hook=str))
+        elif not self.path.exists() or not self.path.stat().st_size:
+            set_aside(Path(f"{self.path}-wal"), self.files)  # of a database that is no longer there
+            make(self.path)
 
     def _open(self) -> None:
-        new = not self.path.exists()
-        try:
-            self._db = _connect(self.path)
-            self._prepare(new=new)
-            row = self._db.execute("SELECT first, count FROM log ORDER BY first DESC LIMIT 1").fetchone()
-            kept = self._db.execute("SELECT MAX(seq) FROM snapshot").fetchone()[0] or 0
-            self.last = max(row[0] + row[1] - 1 if row else 0, kept)
-            self._epochs = self._db.execute("SELECT first, epoch FROM epoch ORDER BY first").fetchall()
-            self._since_snapshot = self._db.execute(
-                "SELECT TOTAL(LENGTH(data)) FROM log WHERE first > ?", (kept,)
-            ).fetchone()[0]
-            size = self._db.execute("SELECT LENGTH(data) FROM snapshot WHERE seq = ?", (kept,)).fetchone()
-        except sqlite3.Error as e:
-            raise JournalError(f"{self.path} cannot be used as a journal: {e}") from e
-        self._snapshot_bytes = size[0] if size else 0
-        self._since_checkpoint = 0
-        self._epoch = self._epochs[-1][1] if self._epochs else 0
-        self._wal = os.open(f"{self.path}-wal", os.O_RDONLY)
-        _sync_folder(self.path.parent)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="anybatch-journal")
-        self._closing = threading.Event()
-
-    def _prepare(self, *, new: bool) -> None:
         db = self._db
-        if not new:
-            found = db.execute("PRAGMA application_id").fetchone()[0]
-            tables = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
-            if found != APPLICATION_ID and tables:
-                raise JournalError(
-                    f"{self.path} is an SQLite database but not a journal of anybatch; give another path"
-                )
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=NORMAL")
-        db.execute("PRAGMA wal_autocheckpoint=0")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > RECORD_VERSION:
-            text = (
-                f"{self.path} has record version {version}; this anybatch reads up to {RECORD_VERSION}: use a newer one"
-            )
-            raise JournalError(text)
-        if not version:
-            db.executescript(
-                f"""
-                BEGIN;
-                PRAGMA application_id = {APPLICATION_ID};
-                PRAGMA user_version = {RECORD_VERSION};
-                CREATE TABLE log (
-                    first INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, count INTEGER NOT NULL, data BLOB NOT NULL
-                );
-                CREATE TABLE epoch (first INTEGER PRIMARY KEY, epoch INTEGER NOT NULL);
-                CREATE TABLE snapshot (seq INTEGER PRIMARY KEY, data BLOB NOT NULL);
-                COMMIT;
-                """
-            )
+        if Path(f"{self.path}-wal").exists():
+            # Written anew and synced, whatever became of the syncs of the process that wrote it.
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        row = db.execute("SELECT first, count FROM log ORDER BY first DESC LIMIT 1").fetchone()
+        self._snapshots = self._readable_snapshots()
+        kept = self._snapshots[-1] if self._snapshots else 0
+        self.last = max(row[0] + row[1] - 1 if row else 0, kept)
+        self._oldest = self._first_kept()
+        self._epochs = db.execute("SELECT first, epoch FROM epoch ORDER BY first").fetchall()
+        self.epoch = max(self.epoch, max((epoch for _, epoch in self._epochs), default=0))
+        sizes = db.execute("SELECT TOTAL(LENGTH(data)) FROM log WHERE first > ?", (kept,)).fetchone()
+        self._since_snapshot = int(sizes[0])
+        size = db.execute("SELECT LENGTH(data) FROM snapshot WHERE seq = ?", (kept,)).fetchone()
+        self._snapshot_bytes = size[0] if size else 0
 
-    @property
-    def oldest(self) -> int:
-        return self._db.execute("SELECT MIN(first) FROM log").fetchone()[0] or self.last + 1
+    def _readable_snapshots(self) -> list[int]:
+        """Where the snapshots stand, oldest first. What cannot be read is no snapshot."""
+        found = []
+        for (seq,) in self._db.execute("SELECT seq FROM snapshot ORDER BY seq").fetchall():
+            crc, data = self._db.execute("SELECT crc, data FROM snapshot WHERE seq = ?", (seq,)).fetchone()
+            if crc == snapshot_crc(seq, data):
+                found.append(seq)
+            else:
+                log.warning("journal_snapshot_unreadable", journal=str(self.path), at=seq)
+                self._db.execute("DELETE FROM snapshot WHERE seq = ?", (seq,))
+        return found
 
-    def load(self) -> tuple[bytes | None, Iterator[Record]]:
-        row = self._db.execute("SELECT seq, data FROM snapshot ORDER BY seq DESC LIMIT 1").fetchone()
-        return (row[1] if row else None), self._after(row[0] if row else 0)
+    def _first_kept(self) -> int:
+        first: int | None = self._db.execute("SELECT MIN(first) FROM log").fetchone()[0]
+        return first or self.last + 1
+
+    def load(self, older: int = 0) -> tuple[bytes | None, Iterator[Record]]:
+        if older < len(self._snapshots):
+            seq = self._snapshots[-1 - older]
+            row = self._db.execute("SELECT data FROM snapshot WHERE seq = ?", (seq,)).fetchone()
+            return row[0], self._after(seq)
+        if self._oldest > 1:
+            raise JournalDamaged(f"{self.path} has no snapshot that can be read, and begins with event {self._oldest}")
+        return None, self._after(0)
 
     def _after(self, sequence: int) -> Iterator[Record]:
         while records := self.read(sequence):
-            yield from records
-            sequence = records[-1].last
+            for record in records:
+                if record.first != sequence + 1:
+                    raise JournalDamaged(f"{self.path}: events {sequence + 1} to {record.first - 1} are not there")
+                yield record
+                sequence = record.last
 
     def begin_epoch(self, epoch: int) -> None:
-        self._db.execute("INSERT OR REPLACE INTO epoch VALUES (?, ?)", (self.last + 1, epoch))
+        try:
+            row = (self.last + 1, epoch, epoch_crc(self.last + 1, epoch))
+            self._db.execute("INSERT OR REPLACE INTO epoch VALUES (?, ?, ?)", row)
+            os.fdatasync(self._wal)
+            self._mark.write(self.last, epoch)
+            self._mark.sync()
+        except (sqlite3.Error, OSError) as e:
+            raise JournalError(f"{self.path} cannot be written: {e}") from e
         self._epochs.append((self.last + 1, epoch))
-        self._epoch = epoch
+        self.epoch = epoch
+        self._begun = True
+
+    # -- writing ----------------------------------------------------------------------------------
 
     def commit(self, at_ms: int, events: Sequence[AnyEvent]) -> int:
         data = _ENCODER.encode(events)
+        first, count = self.last + 1, len(events)
         try:
-            self._db.execute("INSERT INTO log VALUES (?, ?, ?, ?)", (self.last + 1, at_ms, len(events), data))
+            row = (first, at_ms, count, record_crc(first, at_ms, count, data), data)
+            self._db.execute("INSERT INTO log VALUES (?, ?, ?, ?, ?)", row)
         except sqlite3.Error as e:
             raise JournalError(f"{self.path} cannot be written: {e}") from e
-        self.last += len(events)
+        self.last += count
         self._since_snapshot += len(data)
-        self._since_checkpoint += len(data) + 4096
+        self._wrote(len(data))
+        return self.last
+
+    def _wrote(self, size: int) -> None:
+        self._since_checkpoint += size + 4096
         if self._since_checkpoint > CHECKPOINT_BYTES:
             self._since_checkpoint = 0
-            self._thread.submit(self._checkpoint)
-        return self.last
+            self._folder.submit(self._fold)
 
     async def sync(self) -> int:
         last = self.last
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, os.fdatasync, self._wal)
+            await asyncio.get_running_loop().run_in_executor(self._syncer, self._sync, last)
         except OSError as e:
             raise JournalError(f"{self.path} cannot be synced to disk: {e.strerror}") from e
         return last
 
-    def _checkpoint(self) -> None:
+    def _sync(self, last: int) -> None:
+        if self._broken:
+            raise OSError(0, "an earlier sync has failed, so nobody knows what is on disk")
+        try:
+            os.fdatasync(self._wal)
+        except OSError:
+            self._broken = True
+            raise
+        try:
+            self._mark.write(last, self.epoch)
+        except OSError as e:  # then it says less than it could
+            log.warning("journal_mark_not_written", journal=str(self.path), error=e.strerror)
+        if time.monotonic() - self._mark_synced_s > MARK_SYNC_S:
+            self._mark_synced_s = time.monotonic()
+            self._folder.submit(self._mark.sync)
+
+    def _fold(self) -> None:
         """Fold the write-ahead file into the main one. A failure costs space only; the next one tries again."""
-        if not self._closing.is_set():
-            db = _connect(self.path)
+        for _ in range(FOLD_ROUNDS):
+            if self._closing.is_set():
+                return
+            last = self.last
             try:
-                db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                _, pages, folded = self._folding.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             except sqlite3.Error:
-                pass
-            finally:
-                db.close()
+                return
+            if pages == folded and last == self.last:
+                return  # the next commit begins the write-ahead file anew
+        # Commits come so fast that there is always one more: let the next one wait for the few pages that are left.
+        with contextlib.suppress(sqlite3.Error):
+            self._folding.execute("PRAGMA wal_checkpoint(RESTART)")
 
     def wants_snapshot(self) -> bool:
         return bool(self._since_snapshot > max(SNAPSHOT_BYTES_MIN, 2 * self._snapshot_bytes))
 
     def put_snapshot(self, data: bytes) -> None:
+        db = self._db
+        self._since_snapshot = 0  # a failure too is followed by a pause
+        kept = [*(seq for seq in self._snapshots if seq < self.last), self.last][-SNAPSHOTS_KEPT:]
         try:
-            self._db.execute("BEGIN")
-            self._db.execute("INSERT OR REPLACE INTO snapshot VALUES (?, ?)", (self.last, data))
-            self._db.execute("DELETE FROM snapshot WHERE seq < ?", (self.last,))
-            self._db.execute("COMMIT")
+            db.execute("BEGIN")
+            row = (self.last, snapshot_crc(self.last, data), data)
+            db.execute("INSERT OR REPLACE INTO snapshot VALUES (?, ?, ?)", row)
+            db.execute("DELETE FROM snapshot WHERE seq < ?", (kept[0],))
+            db.execute("COMMIT")
         except sqlite3.Error as e:
+            self._roll_back()
             raise JournalError(f"{self.path} cannot be written: {e}") from e
-        self._since_snapshot = 0
+        self._snapshots = kept
         self._snapshot_bytes = len(data)
-        self._since_checkpoint += len(data)
+        self._wrote(len(data))
+
+    def _roll_back(self) -> None:
+        if self._db.in_transaction:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    @property
+    def oldest(self) -> int:
+        return min(self._oldest, self.last + 1)
 
     def read(self, after: int) -> list[Record]:
         oldest = self.oldest
         if after + 1 < oldest:
             raise EventsTrimmed((self.epoch_of(after), after), (self.epoch_of(oldest), oldest))
-        rows = self._db.execute(
-            "SELECT first, at_ms, data FROM log WHERE first >= "
-            "(SELECT COALESCE(MAX(first), 0) FROM log WHERE first <= ?) ORDER BY first LIMIT ?",
-            (after + 1, READ_RECORDS),
-        ).fetchall()
         try:
-            records = [Record(first, self.epoch_of(first), at_ms, _DECODER.decode(data)) for first, at_ms, data in rows]
-        except msgspec.MsgspecError as e:
-            raise JournalError(f"{self.path}: a record after event {after} cannot be read: {e}") from e
-        return [record for record in records if record.last > after]
+            rows = self._db.execute(
+                READ,
+                (after + 1, READ_RECORDS),
+            ).fetchall()
+        except sqlite3.Error as e:
+            raise JournalError(f"{self.path} cannot be read: {e}") from e
+        records: list[Record] = []
+        for first, at_ms, count, crc, data in rows:
+            if first + count - 1 <= after:
+                continue
+            if crc != record_crc(first, at_ms, count, data):
+                if records:
+                    break
+                raise JournalDamaged(f"{self.path}: the record of event {first} is not what was written", first=first)
+            try:
+                records.append(Record(first, self.epoch_of(first), at_ms, _DECODER.decode(data)))
+            except msgspec.MsgspecError as e:
+                raise JournalError(f"{self.path}: the record of event {first} cannot be read: {e}") from e
+        return records
 
     def epoch_of(self, sequence: int) -> int:
         at = bisect_right(self._epochs, sequence, key=lambda row: row[0])
         return int(self._epochs[at - 1][1]) if at else 0
 
+    # -- forgetting -------------------------------------------------------------------------------
+
+    def trim(self, before: int) -> int:
+        db = self._db
+        bound = min(before - 1, self._snapshots[0] if len(self._snapshots) == SNAPSHOTS_KEPT else 0)
+        upto = size = 0
+        try:
+            rows = db.execute("SELECT first, count, LENGTH(data) FROM log ORDER BY first LIMIT ?", (TRIM_RECORDS,))
+            for first, count, length in rows.fetchall():
+                if first + count - 1 > bound or size > TRIM_BYTES:
+                    break
+                upto, size = first, size + length
+            if upto:
+                db.execute("BEGIN")
+                db.execute("DELETE FROM log WHERE first <= ?", (upto,))
+                oldest = self._first_kept()
+                epochs = self._epochs[max(bisect_right(self._epochs, oldest, key=lambda row: row[0]) - 1, 0) :]
+                db.execute("DELETE FROM epoch WHERE first < ?", (epochs[0][0] if epochs else 0,))
+                db.execute("COMMIT")
+                self._oldest, self._epochs = oldest, epochs
+                self._wrote(size)
+            self._give_back()
+        except sqlite3.Error as e:
+            self._roll_back()
+            log.warning("journal_not_trimmed", journal=str(self.path), error=str(e))
+        return self.oldest
+
+    def _give_back(self) -> None:
+        """Make the file smaller, a little at a time, when most of it is free."""
+        free = self._db.execute("PRAGMA freelist_count").fetchone()[0]
+        if free > TRIM_PAGES and free > self._db.execute("PRAGMA page_count").fetchone()[0] / 2:
+            self._db.execute(f"PRAGMA incremental_vacuum({TRIM_PAGES})").fetchall()
+            self._wrote(0)
+
+    # -- closing ----------------------------------------------------------------------------------
+
     async def close(self) -> None:
         self._closing.set()
         try:
-            await self.sync()
+            await asyncio.get_running_loop().run_in_executor(self._syncer, self._close)
+        except (OSError, sqlite3.Error) as e:
+            raise JournalError(f"{self.path} cannot be synced to disk: {e}") from e
         finally:
-            self._thread.shutdown()
-            os.close(self._wal)
-            self._db.close()
-            os.close(self._lock)
+            self._syncer.shutdown()
 
+    def _close(self) -> None:
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, self._lock)
+            stack.callback(self._mark.close)
+            if self._begun:
+                stack.callback(self._finish_mark)
+            stack.callback(os.close, self._wal)
+            stack.callback(self._db.close)  # folds the write-ahead file into the main one
+            stack.callback(self._folding.close)
+            stack.callback(self._folder.shutdown)
+            if self._begun:
+                self._sync(self.last)
 
-def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make new names in a folder survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _lock(path: Path, journal: Path) -> int:
-    """Hold the journal's lock file for as long as the descriptor is open."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as e:
-        raise JournalError(f"cannot open the lock file {path}: {e.strerror}") from e
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        holder = os.read(fd, 4096).decode(errors="replace")
-        os.close(fd)
-        raise JournalLocked(f"{journal} is held by another kernel: {holder or 'unknown'}") from None
-    text = json.dumps({"pid": os.getpid(), "host": os.uname().nodename, "command": _command_line()})
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, text.encode(), 0)
-    return fd
-
-
-def _command_line() -> str:
-    return " ".join(sys.argv)[:200]
+    def _finish_mark(self) -> None:
+        if not self._broken:
+            with contextlib.suppress(OSError):
+                self._mark.write(self.last, self.epoch, clean=True)
+                self._mark.sync()

@@ -32,7 +32,7 @@ from .core.states import JobStatus
 from .environments import Driver, Drivers
 from .identifiers import IdSource, RandomIds
 from .job_calls import JobCalls
-from .journal import FileJournal, Journal, MemoryJournal
+from .journal import FileJournal, Journal, JournalLoss, MemoryJournal
 from .registry import BackendRegistry
 from .resource_calls import ResourceCalls
 from .runtime import Runtime
@@ -83,6 +83,11 @@ class Kernel(JobCalls, ResourceCalls):
     nothing more and waits for them; "stop" ends them, and their jobs run again when the journal is next
     opened (default in memory). If the body is cancelled, a drain turns into the default.
 
+    A journal in which something that was committed is missing or unreadable is refused (`JournalDamaged`) and left
+    as it is; `accept_loss` goes on with what can be read, keeps the damaged files, and tells in `journal_loss`
+    what was given up. A journal on a network file system is refused too, unless `allow_network_file_system` says
+    that no other machine uses it.
+
     Methods raise `RequestError` (and change nothing) for what cannot be done as asked, `KernelClosed` once
     the kernel is closed. Wherever a job's id is taken, a handle or the job's name is too.
     """
@@ -97,6 +102,8 @@ class Kernel(JobCalls, ResourceCalls):
         clock: Clock | None = None,
         ids: IdSource | None = None,
         runtime_dir: str | os.PathLike[str] | None = None,
+        accept_loss: bool = False,
+        allow_network_file_system: bool = False,
     ) -> None:
         if on_close not in (None, "detach", "drain", "stop"):
             raise InvalidValue("on_close", on_close, "it is 'detach', 'drain' or 'stop'")
@@ -112,6 +119,8 @@ class Kernel(JobCalls, ResourceCalls):
         self._given_runtime_dir = args.path("runtime_dir", runtime_dir)
         self._runtime_path: Path | None = None
         self._temporary: str | None = None
+        self._accept_loss = args.flag("accept_loss", accept_loss)
+        self._allow_network = args.flag("allow_network_file_system", allow_network_file_system)
         self._entered = False
         self._runtime: Runtime | None = None
 
@@ -143,7 +152,7 @@ class Kernel(JobCalls, ResourceCalls):
 
     def _open_journal(self) -> Journal:
         if self._path is not None:
-            return FileJournal(self._path)
+            return FileJournal(self._path, accept_loss=self._accept_loss, allow_network_file_system=self._allow_network)
         self._temporary = tempfile.mkdtemp(prefix="anybatch-")
         return MemoryJournal(Path(self._temporary))
 
@@ -229,6 +238,11 @@ class Kernel(JobCalls, ResourceCalls):
     def id(self) -> str:
         """The kernel id, made with the journal."""
         return self._live.state.kernel_id
+
+    @property
+    def journal_loss(self) -> JournalLoss | None:
+        """What was given up when this kernel opened a damaged journal with `accept_loss=True`; None: nothing."""
+        return self._live.journal.loss
 
     async def run(
         self,

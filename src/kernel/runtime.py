@@ -12,7 +12,8 @@ attempts go on running, and nothing more is answered.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 import structlog
@@ -37,7 +38,7 @@ from .core.model import Quotas
 from .core.snapshot import decode, encode
 from .core.state import KernelState
 from .core.states import SUCCEEDED
-from .journal import Journal
+from .journal import Journal, Record
 
 log = structlog.get_logger("anybatch.kernel")
 
@@ -113,24 +114,32 @@ class Runtime:
     def open(self, kernel_id: str, floor: Callable[[int], Clock]) -> None:
         """Recover the state and take the journal over. `floor` gives the clock, which starts no earlier."""
         self._loop = asyncio.get_running_loop()
-        quotas = self.state.quotas
-        snapshot, records = self.journal.load()
-        if snapshot is not None:
-            try:
-                self.state = decode(snapshot, quotas)
-            except Exception as e:
-                raise JournalError(f"the journal's snapshot cannot be read: {e}") from e
+        records = self._load()
         for record in records:
             try:
                 replay(self.state, record.events, record.at_ms)
             except (KernelBug, KeyError, IndexError, ValueError) as e:
                 raise JournalError(f"the journal's record {record.first} cannot be applied: {e!r}") from e
+        self.state.epoch = max(self.state.epoch, self.journal.epoch)  # not one that a lost event had
         self.clock = floor(self.state.now_ms)
         self.journal.begin_epoch(self.state.epoch + 1)
         step = handle(self.state, OpenKernel(kernel_id=kernel_id), self.clock.now_ms())
         self.journal.commit(self.state.now_ms, step.events)
         self._want_plan = True
         self._wake()
+
+    def _load(self) -> Iterator[Record]:
+        """Take the newest snapshot that can be used as the state; returns the records after it."""
+        for older in itertools.count():
+            snapshot, records = self.journal.load(older)
+            if snapshot is None:
+                break
+            try:
+                self.state = decode(snapshot, self.state.quotas)
+                break
+            except Exception as e:
+                log.warning("snapshot_unusable", error=repr(e))
+        return records
 
     # -- inputs -----------------------------------------------------------------------------------
 
@@ -265,8 +274,15 @@ class Runtime:
         for listener in self._listeners:
             listener()
         if self.journal.wants_snapshot():
-            self.journal.put_snapshot(encode(self.state))
+            self._put_snapshot()
         self._sync_soon()
+
+    def _put_snapshot(self) -> None:
+        """A snapshot shortens the next recovery; without it, that replays more."""
+        try:
+            self.journal.put_snapshot(encode(self.state))
+        except JournalError as e:
+            log.warning("snapshot_not_written", error=str(e))
 
     def _arm(self) -> None:
         due = next_timer_ms(self.state)
@@ -462,14 +478,16 @@ class Runtime:
                 timer.cancel()
         self._timer = self._sync_timer = None
         if self.failure is None:
-            try:
-                self.journal.put_snapshot(encode(self.state))
-            except JournalError as e:
-                self.fail(e)
+            self._put_snapshot()
         if self._sync_task is not None:
             await asyncio.wait({self._sync_task})
         self._fail_waiters(KernelClosed("the kernel is closed"))
-        await self.journal.close()
+        try:
+            await self.journal.close()
+        except JournalError as e:
+            if self.failure is None:
+                raise
+            log.warning("journal_close_failed", error=str(e))  # its waiters know what stopped the kernel
 
 
 def _finish(future: asyncio.Future[None]) -> None:

@@ -7,7 +7,7 @@ up nobody. At a kernel's end the stream ends.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -33,6 +33,7 @@ from .core.states import STATUSES, JobStatus
 from .views import to_datetime
 
 if TYPE_CHECKING:
+    from .journal import Record
     from .runtime import Runtime
 
 
@@ -138,41 +139,57 @@ class EventStream:
         self._runtime = runtime
         self._after = after
         self._news = asyncio.Event()
+        self._page: Iterator[JobEvent] = iter(())
+        self._unlisten: Callable[[], None] | None = None
 
     async def __aenter__(self) -> Self:
         self._runtime.check_open()
         self._unlisten = self._runtime.listen(self._news.set)
-        self._events = self._read()
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._unlisten()
-        await self._events.aclose()
+        if self._unlisten is not None:
+            self._unlisten()
+            self._unlisten = None
 
-    def __aiter__(self) -> AsyncIterator[JobEvent]:
-        return self._events
+    def __aiter__(self) -> Self:
+        return self
 
-    async def _read(self) -> AsyncGenerator[JobEvent, None]:
-        runtime = self._runtime
+    async def __anext__(self) -> JobEvent:
+        if self._unlisten is None:
+            raise RuntimeError("use it as `async with kernel.events() as events`")
         while True:
-            self._news.clear()
-            records = runtime.journal.read(self._after) if not runtime.is_closed else []
-            for record in records:
-                for n, event in enumerate(record.events):
-                    sequence = record.first + n
-                    if sequence <= self._after:
-                        continue
-                    self._after = sequence
-                    found = job_event(runtime.state, event, EventId(record.epoch, sequence), record.at_ms)
-                    if found is not None:
-                        yield found
-            if records:
-                await asyncio.sleep(0)
-                continue
-            if runtime.failure is not None:
-                runtime.check_open()
-            if runtime.is_closed:
-                return
-            await self._news.wait()
+            # Nothing is awaited between taking an event and returning it: a wait that is given up loses none.
+            for event in self._page:
+                return event
+            if not await self._turn_page():
+                raise StopAsyncIteration
+
+    async def _turn_page(self) -> bool:
+        """Get the next events, or wait for news; False: there is nothing more to come."""
+        runtime = self._runtime
+        self._news.clear()
+        records = [] if runtime.is_closed else runtime.journal.read(self._after)
+        if records:
+            self._page = self._events(records)
+            await asyncio.sleep(0)
+            return True
+        if runtime.failure is not None:
+            runtime.check_open()
+        if runtime.is_closed:
+            return False
+        await self._news.wait()
+        return True
+
+    def _events(self, records: list[Record]) -> Iterator[JobEvent]:
+        for record in records:
+            for n, event in enumerate(record.events):
+                sequence = record.first + n
+                if sequence <= self._after:
+                    continue
+                self._after = sequence
+                found = job_event(self._runtime.state, event, EventId(record.epoch, sequence), record.at_ms)
+                if found is not None:
+                    yield found

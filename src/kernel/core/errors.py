@@ -81,6 +81,19 @@ class JournalLocked(JournalError):
     """Another kernel holds the journal."""
 
 
+class JournalDamaged(JournalError):
+    """What was committed is missing or cannot be read; the journal has been left as it is.
+
+    Attributes: `events`, how many are known to be missing, which are `first` to `last` by their sequence numbers.
+    """
+
+    def __init__(self, message: str, *, events: int = 0, first: int = 0, last: int = 0) -> None:
+        super().__init__(message)
+        self.events = events
+        self.first = first
+        self.last = last
+
+
 class EventsTrimmed(JournalError):
     """The asked-for events are no longer kept. Attribute: `oldest`, the oldest (epoch, sequence) kept."""
 

@@ -179,6 +179,15 @@ class Ended(Report, frozen=True, kw_only=True):
     status_reason: str | None = None
 
 
+class Found(Report, frozen=True, kw_only=True):
+    """A host holds these attempts, which the kernel has not placed as far as its log tells."""
+
+    host: str
+    job: int
+    number: int
+    indexes: Sequence[int]
+
+
 class Unknown(Report, frozen=True, kw_only=True):
     """Attempts were not found just now."""
 

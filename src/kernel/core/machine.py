@@ -26,6 +26,7 @@ from .inputs import (
     DeregisterDefinition,
     Ended,
     EnvironmentFailed,
+    Found,
     HostDown,
     HostUp,
     Input,
@@ -48,6 +49,7 @@ from .reports import (
     decide_all_listed,
     decide_ended,
     decide_environment_failed,
+    decide_found,
     decide_host_down,
     decide_host_up,
     decide_started,
@@ -160,6 +162,8 @@ def _decide_rest(state: KernelState, item: Input) -> Iterable[AnyEvent]:
             return decide_all_listed(state, item)
         case EnvironmentFailed():
             return decide_environment_failed(state, item)
+        case Found():
+            return decide_found(state, item)
         case Unknown():
             note_unknown(state, item)
             return ()

@@ -9,6 +9,7 @@ from .children import NO_CODE
 from .events import (
     AnyEvent,
     AttemptsEnded,
+    AttemptsPlaced,
     AttemptsStarted,
     EnvironmentStatusChanged,
     HostJoined,
@@ -16,7 +17,7 @@ from .events import (
     HostsListed,
     run_fields,
 )
-from .inputs import AllListed, Ended, EnvironmentFailed, HostDown, HostUp, Started, Unknown
+from .inputs import AllListed, Ended, EnvironmentFailed, Found, HostDown, HostUp, Started, Unknown
 from .model import (
     OUT_OF_MEMORY_PREFIX,
     TEXT_ATTEMPT_ENDED,
@@ -202,6 +203,18 @@ def is_stopped_for_good(job: JobRow, index: int) -> bool:
 def _host_name(state: KernelState, job: JobRow, index: int) -> str:
     host = state.hosts.get(job.children.hosts()[index])
     return host.name if host is not None else "unknown"
+
+
+def decide_found(state: KernelState, report: Found) -> Iterator[AnyEvent]:
+    """Adopt attempts whose placement was lost with the power: the job waits, and their number is the next one."""
+    job, environment = state.jobs.get(report.job), state.environments.get(report.environment)
+    host = environment.hosts.get(report.host) if environment is not None else None
+    if job is None or host is None:
+        return
+    status, number = job.children.status, job.children.number
+    waiting = sorted({i for i in report.indexes if status[i] == RUNNABLE and number[i] + 1 == report.number})
+    if waiting and not job.shape.gpus:
+        yield AttemptsPlaced(job.serial, *run_fields(waiting), report.number, host, None)
 
 
 def note_unknown(state: KernelState, report: Unknown) -> None:

@@ -1,0 +1,220 @@
+"""A backend's way back to the kernel, with the checks that keep a lie from costing more than its environment."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec, Protocol, cast
+
+from .backend import AttemptKey, Capacity, EnvironmentSettings
+from .core.inputs import Ended, EnvironmentFailed, Found, HostDown, HostUp, Started, Unknown
+from .core.model import ExitKind
+
+if TYPE_CHECKING:
+    from .clock import Clock
+    from .runtime import Runtime
+
+REASON_CHARS_MAX: Final = 1000
+AMOUNT_MAX: Final = 1 << 50
+"""Of a host's vCPUs (milli) or memory (MiB)."""
+
+P = ParamSpec("P")
+
+
+def kept_text(value: str) -> str:
+    """Text that the journal can keep. Operating systems' texts may hold bytes that are no UTF-8, as surrogates."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value.encode(errors="backslashreplace").decode()
+
+
+def _checked(report: Callable[Concatenate[Context, P], None]) -> Callable[Concatenate[Context, P], None]:
+    """A report that cannot be handled makes the environment INVALID; it neither harms the kernel nor raises."""
+
+    @functools.wraps(report)
+    def checked(self: Context, *args: P.args, **more: P.kwargs) -> None:
+        if self.closed:
+            return
+        try:
+            report(self, *args, **more)
+        except Exception as e:
+            self._lied(f"{report.__name__}: {e}")
+
+    return cast("Callable[Concatenate[Context, P], None]", checked)
+
+
+class ContextOwner(Protocol):
+    """What a context needs of the driver that made it."""
+
+    backend_name: str
+
+    def stop_strays(self, keys: Sequence[AttemptKey]) -> None:
+        """End those of these attempts that are not live as far as the kernel knows."""
+
+
+class Context:
+    """A backend's way back to the kernel (`BackendContext`)."""
+
+    def __init__(
+        self, driver: ContextOwner, settings: EnvironmentSettings, runtime: Runtime, runtime_dir: Path
+    ) -> None:
+        self._driver = driver
+        self._runtime = runtime
+        self.kernel_id = runtime.state.kernel_id
+        self.settings = settings
+        self.clock: Clock = runtime.clock
+        files = runtime.journal.files
+        self.state_dir = files / "environments" / settings.name
+        self.logs_dir = files / "logs"
+        self.runtime_dir = runtime_dir
+        self.durable = runtime.journal.durable
+        self.hosts: dict[str, None] = {}
+        self.closed = False
+
+    def _lied(self, what: str) -> None:
+        self._fail(f"backend {self._driver.backend_name!r} reported what cannot be: {what}")
+
+    def _job(
+        self,
+        job_id: str,
+        number: int,
+        indexes: Sequence[int],
+        codes: Sequence[int | None] | None = None,
+        at_ms: Sequence[int] | None = None,
+    ) -> int | None:
+        """The serial of a known job. Raises ValueError, or what comes of it, for what the core cannot take."""
+        state = self._runtime.state
+        serial = state.ids.get(job_id)
+        if serial is None or not len(indexes):
+            return None
+        size = state.jobs[serial].children.size
+        lengths = {len(indexes), len(indexes if codes is None else codes), len(indexes if at_ms is None else at_ms)}
+        if {*map(type, indexes)} != {int} or min(indexes) < 0 or max(indexes) >= size or type(number) is not int:
+            raise ValueError(f"attempt {number!r} of {job_id}, indexes {list(indexes)[:10]!r}")
+        if len(lengths) > 1 or (at_ms is not None and {*map(type, at_ms)} != {int}):
+            raise ValueError(f"{len(indexes)} attempts of {job_id} with other numbers of codes or times, or no times")
+        if codes is not None and not {*map(type, codes)} <= {int, type(None)}:
+            raise ValueError(f"exit codes of {job_id} that are no numbers: {list(codes)[:10]!r}")
+        return serial
+
+    @_checked
+    def host_up(self, host: str, capacity: Capacity, zone: str | None = None) -> None:
+        amounts = (capacity.vcpus_milli, capacity.memory_mib or 0, *capacity.gpus)
+        if {*map(type, amounts)} != {int} or not 0 <= min(amounts) <= max(amounts) <= AMOUNT_MAX:
+            raise ValueError(f"{host!r} with {capacity!r}")
+        if len(set(capacity.gpus)) < len(capacity.gpus):
+            raise ValueError(f"{host!r} with one GPU twice: {capacity.gpus!r}")
+        host, zone = kept_text(host), None if zone is None else kept_text(zone)
+        self.hosts[host] = None
+        self._runtime.report(
+            HostUp(
+                environment=self.settings.name,
+                host=host,
+                vcpus_milli=capacity.vcpus_milli,
+                memory_mib=capacity.memory_mib,
+                gpus=tuple(capacity.gpus),
+                zone=zone,
+            )
+        )
+
+    @_checked
+    def host_down(self, host: str, reason: str) -> None:
+        down = HostDown(environment=self.settings.name, host=kept_text(host), reason=kept_text(reason))
+        self.hosts.pop(host, None)
+        self._runtime.report(down)
+
+    @_checked
+    def started(self, job_id: str, number: int, indexes: Sequence[int], at_ms: Sequence[int] | None = None) -> None:
+        serial = self._job(job_id, number, indexes, None, at_ms)
+        if serial is not None:
+            self._runtime.report(
+                Started(environment=self.settings.name, job=serial, number=number, indexes=indexes, at_ms=at_ms)
+            )
+
+    @_checked
+    def exited(
+        self,
+        job_id: str,
+        number: int,
+        indexes: Sequence[int],
+        codes: Sequence[int | None],
+        at_ms: Sequence[int] | None = None,
+        *,
+        reason: str | None = None,
+        status_reason: str | None = None,
+    ) -> None:
+        self._ended(job_id, number, indexes, ExitKind.EXITED, codes, at_ms, reason, status_reason)
+
+    @_checked
+    def timed_out(
+        self,
+        job_id: str,
+        number: int,
+        indexes: Sequence[int],
+        codes: Sequence[int | None],
+        at_ms: Sequence[int] | None = None,
+    ) -> None:
+        self._ended(job_id, number, indexes, ExitKind.TIMED_OUT, codes, at_ms, None, None)
+
+    @_checked
+    def lost(self, job_id: str, number: int, indexes: Sequence[int], *, reason: str) -> None:
+        self._ended(job_id, number, indexes, ExitKind.LOST, [None] * len(indexes), None, kept_text(reason), None)
+
+    def _ended(
+        self,
+        job_id: str,
+        number: int,
+        indexes: Sequence[int],
+        kind: ExitKind,
+        codes: Sequence[int | None],
+        at_ms: Sequence[int] | None,
+        reason: str | None,
+        status_reason: str | None,
+    ) -> None:
+        serial = self._job(job_id, number, indexes, codes, at_ms)
+        if serial is not None:
+            self._runtime.report(
+                Ended(
+                    environment=self.settings.name,
+                    job=serial,
+                    number=number,
+                    indexes=indexes,
+                    kind=kind,
+                    codes=codes,
+                    at_ms=at_ms,
+                    reason=None if reason is None else kept_text(reason),
+                    status_reason=None if status_reason is None else kept_text(status_reason),
+                )
+            )
+
+    @_checked
+    def found(self, host: str, job_id: str, number: int, indexes: Sequence[int]) -> None:
+        keys = [AttemptKey(job_id, index, number) for index in indexes]
+        serial = self._job(job_id, number, indexes)
+        if serial is not None:
+            self._runtime.report(
+                Found(environment=self.settings.name, host=kept_text(host), job=serial, number=number, indexes=indexes)
+            )
+        self._runtime.when_handled(lambda error: self._driver.stop_strays(keys) if error is None else None)
+
+    @_checked
+    def unknown(self, job_id: str, number: int, indexes: Sequence[int]) -> None:
+        serial = self._job(job_id, number, indexes)
+        if serial is not None:
+            self._runtime.report(Unknown(environment=self.settings.name, job=serial, number=number, indexes=indexes))
+
+    @_checked
+    def failed(self, reason: str) -> None:
+        self._fail(kept_text(reason))
+
+    def _fail(self, reason: str) -> None:
+        text = kept_text(reason)[:REASON_CHARS_MAX]
+        self._runtime.report(EnvironmentFailed(environment=self.settings.name, reason=text))
+
+    def when_durable(self, callback: Callable[[], None]) -> None:
+        @_checked
+        def acknowledge(self: Context) -> None:
+            callback()
+
+        self._runtime.when_handled(lambda error: acknowledge(self) if error is None else None, urgent=False)

@@ -1,0 +1,272 @@
+"""Before a journal is opened: what is there is looked at without touching it, and damage is refused.
+
+With `accept_loss` a damaged journal is made anew from what can be read of it; the damaged files are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import struct
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from .core.errors import JournalDamaged, JournalError
+from .core.events import RECORD_VERSION
+from .journal_db import APPLICATION_ID, clear, connect, create, epoch_crc, finish, record_crc, snapshot_crc
+from .journal_mark import Mark
+from .journal_place import sync_folder
+from .journal_types import JournalLoss
+
+CHECK_BYTES_MAX: Final = 1 << 30
+"""Up to this size every page is looked at when a journal is opened (some 2 GB/s); of a larger one, what is read."""
+MAGIC: Final = b"SQLite format 3\0"
+
+RECORDS: Final = "SELECT first, at_ms, count, crc, data FROM log "
+
+
+class Survey(msgspec.Struct):
+    """What can be read. The state can be rebuilt up to event `readable`, from the snapshot at event `base` (0: none).
+
+    `expected`: how far the database itself says that it goes. `wal`: whether the write-ahead file was read too.
+    """
+
+    wal: bool
+    base: int = 0
+    readable: int = 0
+    expected: int = 0
+    trouble: str | None = None
+
+
+def check_kind(path: Path) -> str | None:
+    """What is wrong with the kind of a file, by its header; None: nothing. An empty file is a journal to be.
+
+    Raises:
+        JournalError: it is of a newer version, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(100)
+    except FileNotFoundError:
+        return None
+    except OSError as e:
+        raise JournalError(f"{path} cannot be read: {e.strerror}") from e
+    if not head:
+        return None
+    if not head.startswith(MAGIC) or len(head) < 100:
+        return "is not a journal of anybatch, nor any other SQLite database"
+    if int.from_bytes(head[68:72], "big") != APPLICATION_ID:
+        return "is an SQLite database but not a journal of anybatch"
+    _check_version(path, int.from_bytes(head[60:64], "big"))
+    return None
+
+
+def _check_version(path: Path, version: int) -> None:
+    if version > RECORD_VERSION:
+        text = f"{path} has record version {version}; this anybatch reads up to {RECORD_VERSION}: use a newer one"
+        raise JournalError(text)
+
+
+def admit(path: Path, folder: Path, mark: Mark | None, *, accept_loss: bool) -> JournalLoss | None:
+    """Return if the journal can be opened as it is, or made where there is none, or now that a loss is accepted.
+
+    Raises:
+        JournalDamaged: what was committed is missing, or cannot be read. Nothing has been changed.
+        JournalError: it is of a newer version.
+    """
+    known = mark.synced if mark is not None else 0
+    size = path.stat().st_size if path.exists() else None
+    if size:
+        found = _examine(path, folder, known)
+    else:
+        found = Survey(False, trouble=f"the file is {'not there' if size is None else 'empty'}" if known else None)
+    if found.trouble is None and found.readable >= known:
+        return None
+    first, last = found.readable + 1, max(known, found.expected, found.readable)
+    why = found.trouble or _about_tail(path, mark)
+    lost = f"{last - first + 1} events that were committed are missing ({first} to {last})"
+    text = f"{path} is damaged: {why}; {lost if last >= first else 'all events that are known of can be read'}."
+    if not accept_loss:
+        when = f" The last sync was at {_time(mark.at_ms)}, in epoch {mark.epoch}." if mark is not None else ""
+        advice = (
+            f"{when} Nothing has been changed. Restore {path.name} and the files beside it from a backup, or go on "
+            "with what can be read: Kernel(path, accept_loss=True), for one start; the damaged files are kept"
+        )
+        raise JournalDamaged(f"{text}{advice}", events=last - first + 1, first=first, last=last)
+    try:
+        kept = set_aside(path, folder)
+        _rebuild(path, kept, found)
+    except (sqlite3.Error, OSError) as e:
+        raise JournalError(f"{text} It could not be made anew: {e}") from e
+    return JournalLoss(why=why, events=last - first + 1, first=first, last=last, kept=kept)
+
+
+def _about_tail(path: Path, mark: Mark | None) -> str:
+    if mark is not None and not mark.clean and not Path(f"{path}-wal").exists():
+        return f"its write-ahead file {path.name}-wal is not there"
+    return "its end is missing"
+
+
+def _time(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="seconds")
+
+
+def _examine(path: Path, folder: Path, known: int) -> Survey:
+    """Survey the journal as SQLite would open it; without its write-ahead file, if more can be read that way."""
+    found = _survey(path, folder, wal=True)
+    wrong = check_kind(path)
+    if wrong is not None:
+        found.trouble = f"it {wrong}"
+    if found.trouble is not None or found.readable < known:
+        alone = _survey(path, folder, wal=False)
+        if alone.readable > found.readable:
+            alone.trouble = found.trouble or _about_tail(path, None)
+            alone.expected = max(alone.expected, found.expected)
+            return alone
+    return found
+
+
+@contextlib.contextmanager
+def _view(path: Path, folder: Path, *, wal: bool) -> Iterator[sqlite3.Connection]:
+    """A connection that only reads, under names of its own, so that SQLite makes and removes its files there."""
+    place = folder / "check"
+    shutil.rmtree(place, ignore_errors=True)
+    try:
+        place.mkdir(mode=0o700)
+        for suffix in ("", "-wal") if wal else ("",):
+            if os.path.exists(f"{path}{suffix}"):
+                _link(f"{path}{suffix}", f"{place / 'journal'}{suffix}")
+        with contextlib.closing(connect(place / "journal", read_only=True)) as db:
+            yield db
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def _survey(path: Path, folder: Path, *, wal: bool) -> Survey:
+    found = Survey(wal)
+    try:
+        with _view(path, folder, wal=wal) as db:
+            _check_version(path, db.execute("PRAGMA user_version").fetchone()[0])
+            if path.stat().st_size <= CHECK_BYTES_MAX:
+                said = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+                if said != "ok":
+                    found.trouble = " ".join(said.removeprefix("*** in database main ***").split())
+            _read_through(db, found)
+    except (sqlite3.Error, ValueError, TypeError) as e:
+        found.trouble = found.trouble or str(e)
+    except OSError as e:
+        raise JournalError(f"{path} cannot be looked at: {e.strerror}") from e
+    return found
+
+
+def _read_through(db: sqlite3.Connection, found: Survey) -> None:
+    """Everything that a recovery needs. Stops at the first thing that cannot be read."""
+    unreadable = 0
+    for (seq,) in db.execute("SELECT seq FROM snapshot ORDER BY seq DESC").fetchall():
+        if _snapshot(db, seq) is not None:
+            found.base = seq
+            break
+        unreadable = max(unreadable, seq)
+    found.readable = found.base
+    for record in db.execute(f"{RECORDS} WHERE first > ? ORDER BY first", (found.base,)):
+        if not _is_whole(record):
+            found.expected = found.readable + 1
+            found.trouble = found.trouble or f"the record of event {record[0]} is not what was written"
+            break
+        if record[0] != found.readable + 1:
+            found.trouble = found.trouble or f"events {found.readable + 1} to {record[0] - 1} are not there"
+            break
+        found.readable += record[2]
+    if found.readable < unreadable:
+        found.trouble = found.trouble or f"the snapshot at event {unreadable} is not what was written"
+    for record in db.execute(f"{RECORDS} ORDER BY first DESC LIMIT 1"):
+        if _is_whole(record):
+            found.expected = record[0] + record[2] - 1
+    for first, epoch, crc in db.execute("SELECT first, epoch, crc FROM epoch"):
+        if crc != epoch_crc(first, epoch):
+            found.trouble = found.trouble or "an entry of its list of epochs is not what was written"
+
+
+def _is_whole(record: tuple[int, int, int, int, bytes]) -> bool:
+    first, at_ms, count, crc, data = record
+    try:
+        return count > 0 and crc == record_crc(first, at_ms, count, data)
+    except (TypeError, struct.error):  # columns of other types
+        return False
+
+
+def _snapshot(db: sqlite3.Connection, seq: int) -> tuple[int, int, bytes] | None:
+    """The row of a snapshot that can be read."""
+    with contextlib.suppress(sqlite3.Error, TypeError):
+        row: tuple[int, int, bytes] = db.execute("SELECT seq, crc, data FROM snapshot WHERE seq = ?", (seq,)).fetchone()
+        if row[1] == snapshot_crc(row[0], row[2]):
+            return row
+    return None
+
+
+# -- going on with a loss ---------------------------------------------------------------------------
+
+
+def set_aside(path: Path, folder: Path) -> Path | None:
+    """Give the files that there are second names in a folder of their own, which is returned."""
+    there = [suffix for suffix in ("", "-wal") if os.path.exists(f"{path}{suffix}")]
+    if not there:
+        return None
+    number = 1
+    while (kept := folder / f"damaged-{number}").exists():
+        number += 1
+    kept.mkdir(mode=0o700)
+    for suffix in there:
+        _link(f"{path}{suffix}", f"{kept / path.name}{suffix}")
+    sync_folder(kept)
+    sync_folder(folder)
+    return kept
+
+
+def _rebuild(path: Path, kept: Path | None, found: Survey) -> None:
+    """Put a new journal in the place of a damaged one, with what can be read of it."""
+    new = path.with_name(path.name + ".new")
+    clear(new)
+    db = create(new)
+    try:
+        if kept is not None and found.readable:
+            with _view(kept / path.name, kept, wal=found.wal) as source:
+                _copy(source, db, found)
+        finish(db, new, path)
+    finally:
+        db.close()
+
+
+def _copy(source: sqlite3.Connection, db: sqlite3.Connection, found: Survey) -> None:
+    db.execute("BEGIN")
+    row = _snapshot(source, found.base)
+    if row is not None:
+        db.execute("INSERT INTO snapshot VALUES (?, ?, ?)", row)
+    span = (found.base, found.readable)
+    for record in source.execute(f"{RECORDS} WHERE first > ? AND first <= ? ORDER BY first", span):
+        db.execute("INSERT INTO log VALUES (?, ?, ?, ?, ?)", record)
+    with contextlib.suppress(sqlite3.Error):  # what came before is history: as much of it as hangs together
+        first = found.base + 1
+        for record in source.execute(f"{RECORDS} WHERE first <= ? ORDER BY first DESC", (found.base,)):
+            if record[0] + record[2] != first or not _is_whole(record):
+                break
+            db.execute("INSERT INTO log VALUES (?, ?, ?, ?, ?)", record)
+            first = record[0]
+    with contextlib.suppress(sqlite3.Error):
+        for first, epoch, crc in source.execute("SELECT first, epoch, crc FROM epoch"):
+            if crc == epoch_crc(first, epoch):
+                db.execute("INSERT INTO epoch VALUES (?, ?, ?)", (first, epoch, crc))
+    db.execute("COMMIT")

@@ -1,0 +1,106 @@
+"""The journal's database: its tables, their checksums, and how connections to it are made."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import zlib
+from pathlib import Path
+from struct import Struct
+from typing import Final
+
+from .core.events import RECORD_VERSION
+from .journal_place import sync_folder
+
+APPLICATION_ID: Final = 0x61626A31
+"""In the SQLite header, so that `file` and we know a journal from another database ("abj1")."""
+BUSY_S: Final = 5.0
+"""How long to wait where somebody else (a backup, a curious `sqlite3`) holds the database."""
+
+SCHEMA: Final = f"""
+PRAGMA auto_vacuum = INCREMENTAL;
+BEGIN;
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {RECORD_VERSION};
+CREATE TABLE log (
+    first INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, count INTEGER NOT NULL, crc INTEGER NOT NULL, data BLOB NOT NULL
+);
+CREATE TABLE epoch (first INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, crc INTEGER NOT NULL);
+CREATE TABLE snapshot (seq INTEGER PRIMARY KEY, crc INTEGER NOT NULL, data BLOB NOT NULL);
+COMMIT;
+"""
+_NUMBERS: Final = Struct("<qqq").pack
+
+
+def record_crc(first: int, at_ms: int, count: int, data: bytes) -> int:
+    """The checksum of a record, its numbers included."""
+    return zlib.crc32(data, zlib.crc32(_NUMBERS(first, at_ms, count)))
+
+
+def snapshot_crc(seq: int, data: bytes) -> int:
+    """The checksum of a snapshot."""
+    return record_crc(seq, 0, 0, data)
+
+
+def epoch_crc(first: int, epoch: int) -> int:
+    """The checksum of the row that says in which epoch events from `first` on were committed."""
+    return record_crc(first, epoch, 0, b"")
+
+
+def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    """A connection in autocommit mode that any thread may use, one at a time. It never makes the file."""
+    address = f"{path.as_uri()}?mode={'ro' if read_only else 'rw'}"
+    db = sqlite3.connect(address, uri=True, isolation_level=None, timeout=BUSY_S, check_same_thread=False)
+    try:
+        db.execute("PRAGMA synchronous=NORMAL")  # every checkpoint is synced, commits are not: we do that
+        db.execute("PRAGMA wal_autocheckpoint=0")
+        db.execute("PRAGMA temp_store=MEMORY")  # no descriptors for temporary files
+        db.execute("PRAGMA secure_delete=OFF")  # freed pages are not written over
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def create(path: Path) -> sqlite3.Connection:
+    """Make an empty journal in a place where there is nothing, and return a connection to it. It is not synced yet."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    db = connect(path)
+    try:
+        db.executescript(SCHEMA)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def finish(db: sqlite3.Connection, new: Path, path: Path) -> None:
+    """Put a new journal in its place, whole and on disk. What was there is replaced."""
+    db.execute("PRAGMA journal_mode=WAL")
+    db.close()
+    fd = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    # Nothing of another database may be taken for a part of this one.
+    for suffix in ("-wal", "-shm", "-journal"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{path}{suffix}")
+    os.replace(new, path)
+    sync_folder(path.parent)
+
+
+def make(path: Path) -> None:
+    """Make an empty journal: afterwards it is there, whole and on disk, or it is not there."""
+    new = path.with_name(path.name + ".new")
+    clear(new)
+    finish(create(new), new, path)
+
+
+def clear(new: Path) -> None:
+    """Remove what an attempt at making a journal has left."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{new}{suffix}")
