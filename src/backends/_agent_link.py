@@ -2,6 +2,29 @@
 
 `Link` is an asyncio protocol, so it works over any transport that calls `data_received`: a Unix socket, or
 an SSH channel.
+
+Protocol. A frame is a 4-byte big-endian length and that many bytes of JSON: an object whose "t" names it.
+A job's attempts travel as runs, lists that may get further elements in a later minor version.
+
+    to the agent
+      hello     protocol [major, minor], kernel, environment {}, logs DIR, workdir DIR or null,
+                orphans_ms: end everything so long after this connection is gone (null: attempts outlive it)
+      settle    runs [[job, number, [index]]], last bool: what the kernel believes to be in flight
+      spec      id, command [], script, environment {}, timeout_ms, workdir, scratch; for this connection
+      forget    ids: these specs are not used again
+      launch    groups [[job, number, array size or null, spec id, [index], {index: [gpu]} or null]]
+      stop      grace_ms, runs [[job, number, [index]]]
+      ack       seq: exits up to this one are known for good and may be forgotten
+      ping · shutdown (grace_ms: end everything, then exit)
+    from the agent
+      hello     protocol, build, boot, instance, pid, now_ms (its clock, which all its times are from)
+      report    seq (of the last exit in it), started [[job, number, [index], [at_ms], [pid]]],
+                exited [[job, number, [index], [code], [started_ms], [stopped_ms], kind, reason, status reason]]
+      settled   absent runs: never started, so they may be launched
+      pong · bye (reason; the connection ends, and the client must not come back)
+
+After `settle` everything held is reported again, then `settled`, then news as it comes. Of two clients the
+newer stays. What is reported was spooled before; an exit is reported again until it is acknowledged.
 """
 
 from __future__ import annotations

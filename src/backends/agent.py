@@ -1,31 +1,12 @@
 """The agent: runs attempts on one host for one kernel and environment, and outlives a killed kernel.
 
-One file, standard library only, Python 3.8+, a single-threaded loop. Started with `python -I -S -X utf8
-agent.py --state DIR --socket PATH`; it detaches once its socket listens (exit status 0; EXIT_LOCKED if
-another agent holds DIR). It ends by itself when it has had neither attempts nor a connection for
-`--idle-ms`, when DIR vanishes (its attempts are ended first), on SIGTERM, or by the message `shutdown`.
+One file, standard library only, Python 3.8+: a loop, and a few threads that only spawn. Started with `python
+-I -S -X utf8 agent.py --state DIR --socket PATH`; it detaches once its socket listens (exit status 0; EXIT_LOCKED
+if another agent holds DIR). It ends by itself when it has had neither attempts nor a connection for `--idle-ms`,
+when DIR vanishes (its attempts are ended first), on SIGTERM, or by the message `shutdown`.
 
-Protocol. A frame is a 4-byte big-endian length and that many bytes of JSON: an object whose "t" names it.
-A job's attempts travel as runs, lists that may get further elements in a later minor version.
-
-    to the agent
-      hello     protocol [major, minor], kernel, environment {}, logs DIR, workdir DIR or null
-      settle    runs [[job, number, [index]]], last bool: what the kernel believes to be in flight
-      spec      id, command [], script, environment {}, timeout_ms, workdir, scratch; for this connection
-      forget    ids: these specs are not used again
-      launch    groups [[job, number, array size or null, spec id, [index], {index: [gpu]} or null]]
-      stop      grace_ms, runs [[job, number, [index]]]
-      ack       seq: exits up to this one are known for good and may be forgotten
-      ping · shutdown (grace_ms: end everything, then exit)
-    from the agent
-      hello     protocol, build, boot, instance, pid, now_ms (its clock, which all its times are from)
-      report    seq (of the last exit in it), started [[job, number, [index], [at_ms], [pid]]],
-                exited [[job, number, [index], [code], [started_ms], [stopped_ms], kind, reason, status reason]]
-      settled   absent runs: never started, so they may be launched
-      pong · bye (reason; the connection ends, and the client must not come back)
-
-After `settle` everything held is reported again, then `settled`, then news as it comes. Of two clients the
-newer stays. What is reported was spooled before; an exit is reported again until it is acknowledged.
+_agent_link.py describes the protocol. What is reported was spooled before; an exit is reported again until it is
+acknowledged.
 """
 
 from __future__ import annotations
@@ -35,20 +16,24 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import hashlib
 import heapq
 import json
 import os
+import queue
 import re
 import selectors
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections import deque
-from typing import Any, Deque, Dict, Iterable, List, Optional, Set, Tuple
+from typing import Any, Callable, Deque, Dict, Iterable, List, Optional, Set, Tuple
 
 PROTOCOL = (1, 0)
 FRAME_MAX = 8 << 20  # bytes: holds the largest script; batches are split far below it
@@ -57,11 +42,16 @@ IDLE_MS = 30_000
 TIMEOUT_GRACE_MS = 30_000  # between SIGTERM and SIGKILL when a timeout or a signal to the agent ends an attempt
 TICK_MS = 5_000  # how often an idle agent looks whether its state directory is still there
 GROUPS_MAX = 256  # jobs whose prepared environments are kept
-BURST = 32  # attempts spawned before reaping and reporting have their turn again
+BURST = 32  # attempts handed to the spawning threads at once
+SPAWNERS_MAX = 4  # threads; one more than there are processors, up to this
+SPAWN_POLL_MS = 2
+ALL = 1 << 30
 REPORT_MAX = 2_000  # exits in one report, so that a frame stays far below FRAME_MAX
 OUT_MAX = 32 << 20  # bytes waiting for a client that does not read, before it is cut off
 STARTED_DELAY_MS = 4  # a start waits this long for an exit to be reported with: short attempts need one report
 ENDING_POLL_MS = 10
+AGE_SLACK_MS = 50  # of a process's start: ticks are coarse
+START_NEAR_MS = 5_000  # a process that a killed agent's record names began within so long of the record
 LEFTOVERS_S = 5.0  # how long a new agent waits for what a killed one left to vanish
 ENDING_MAX_MS = 5_000  # how long an exit waits for killed leftovers to vanish
 SPOOL_COMPACT = 4 << 20  # bytes of spool from which it is rewritten to what still matters
@@ -69,9 +59,10 @@ LOG_MAX = 256 << 10  # bytes of the agent's own log; one older file of that size
 REASON_MAX = 255  # characters, as AWS has it
 
 EXITED, TIMED_OUT, LOST = 0, 1, 2  # kinds of end
-PENDING, RUNNING, ENDING, ENDED = 0, 1, 2, 3  # states of an attempt
+PENDING, SPAWNING, RUNNING, ENDING, ENDED = 0, 1, 2, 3, 4  # states of an attempt
 COULD_NOT_START = "Task failed to start"
-DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT]  # Python or nohup may ignore them
+RESTARTED = "the machine, or the container that the agent ran in, was restarted"
+DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ]  # Python ignores them
 LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")  # job ids become names of folders
 
@@ -93,13 +84,10 @@ class ProtocolError(Exception):
 
 
 def boot_id() -> str:
-    """Names this boot of the machine; "unknown" never equals another boot by accident on Linux."""
+    """Names this boot of the machine, and in it the container (process ids mean something within one only)."""
     with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
-        return file.read().strip()
-    try:
-        return subprocess.check_output(["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"], timeout=5).decode().strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return "%s %s" % (file.read().strip(), os.readlink("/proc/self/ns/pid"))
+    return "unknown"
 
 
 def become_subreaper() -> None:
@@ -117,75 +105,134 @@ def process_name(pid: int) -> Optional[str]:
     return None
 
 
+def process_stat(pid: int) -> List[bytes]:
+    """The fields of /proc/PID/stat from the state on: 0 state, 1 parent, 2 group, 3 session, 19 start in ticks.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    with open("/proc/%d/stat" % pid, "rb") as file:
+        return file.read().rpartition(b")")[2].split()
+
+
 class Processes:
     """All live processes as /proc shows them now (none where there is no /proc)."""
 
     def __init__(self) -> None:
         self.children: Dict[int, List[int]] = {}
+        self.parent: Dict[int, int] = {}
         self.group: Dict[int, int] = {}
-        self.started_ms: Dict[int, float] = {}
+        self.session: Dict[int, int] = {}
+        self.born: Dict[int, int] = {}  # in ticks: with the id it names a process for good
         for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
             if not name.isdigit():
                 continue
             try:
-                with open("/proc/%s/stat" % name, "rb") as file:
-                    fields = file.read().rpartition(b")")[2].split()
+                fields = process_stat(int(name))
             except OSError:
                 continue
             if fields[0] in (b"Z", b"X"):
                 continue
-            pid, age_s = int(name), time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / TICKS
+            pid = int(name)
+            self.parent[pid], self.group[pid], self.session[pid] = int(fields[1]), int(fields[2]), int(fields[3])
+            self.born[pid] = int(fields[19])
             self.children.setdefault(int(fields[1]), []).append(pid)
-            self.group[pid] = int(fields[2])
-            self.started_ms[pid] = (time.time() - age_s) * 1000
 
-    def tree(self, roots: Iterable[int]) -> Set[int]:
-        """`roots` and all their descendants."""
+    def tree(self, roots: Iterable[int], spared: Iterable[int] = ()) -> Set[int]:
+        """`roots` and all their descendants; of what is spared neither it nor what is below."""
         found: Set[int] = set()
         waiting = list(roots)
         while waiting:
             pid = waiting.pop()
-            if pid not in found:
+            if pid not in found and pid not in spared:
                 found.add(pid)
                 waiting.extend(self.children.get(pid, ()))
         return found
 
+    def ancestors(self, pid: int) -> Set[int]:
+        """A process and all those above it."""
+        found = {1}
+        while pid > 0 and pid not in found:
+            found.add(pid)
+            pid = self.parent.get(pid, 0)
+        return found
 
-def send_signal(pid: int, number: int) -> None:
-    """Signal one process, if it is still there. Never a group, never everybody (-1), never init."""
-    if pid > 1:
-        with contextlib.suppress(OSError):
-            os.kill(pid, number)
+    def leftovers(self, left: Dict[str, Tuple[int, int]], reapers: Set[int]) -> Set[int]:
+        """What is left of attempts whose agent was killed.
+
+        `left` gives each attempt's process id (-1: unknown) and when its start was near (`uptime_ms`; 0: unknown)
+        by its name; `reapers` are the processes that orphans of that agent were given to. Roots are orphans in
+        sessions of their own, no older than their attempt, that carry its name or, where there is none to read, are
+        the leader that its record names. What surrounds this process, and what is below it, is never one.
+        """
+        spared = self.ancestors(os.getpid())
+        known = {pid: at for pid, at in left.values() if at > 0}
+        roots: List[int] = []
+        for pid, parent in self.parent.items():
+            if pid in spared or parent not in reapers or self.session[pid] == self.session.get(parent):
+                continue
+            name, age_ms = process_name(pid), self.born[pid] * 1000 // TICKS + AGE_SLACK_MS
+            if name is None and pid in known:
+                if self.session[pid] == pid and known[pid] <= age_ms <= known[pid] + START_NEAR_MS:
+                    roots.append(pid)
+            elif name in left and left[name][1] <= age_ms:
+                roots.append(pid)
+        led = {pid for pid in roots if self.session[pid] == pid}
+        roots += [pid for pid, session in self.session.items() if session in led]
+        return self.tree(roots, spared)
+
+
+def uptime_ms() -> int:
+    """What the starts of processes are measured in: since boot, suspended time included (0 where there is no /proc)."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * 1000) if hasattr(time, "CLOCK_BOOTTIME") else 0
+
+
+def send_signal(pid: int, number: int, born: Optional[int] = None) -> None:
+    """Signal one process, if it is still there. Never a group, never everybody (-1), never init, never this one.
+
+    `born` tells which process had the id when it was seen. Without it the id must be that of a child not reaped yet.
+    """
+    if pid <= 1 or pid == os.getpid():
+        return
+    fd = -1
+    with contextlib.suppress(OSError, AttributeError):  # AttributeError: before Python 3.9
+        fd = os.pidfd_open(pid) if born is not None else -1
+    try:
+        if born is None or int(process_stat(pid)[19]) == born:
+            if fd >= 0:
+                signal.pidfd_send_signal(fd, number)
+            else:
+                os.kill(pid, number)
+    except OSError:
+        pass
+    finally:
+        if fd >= 0:
+            os.close(fd)
 
 
 def send_group_signal(pid: int, number: int) -> None:
-    """Signal the group that an attempt's main process leads.
+    """Signal the group that an attempt's main process leads; the process is a child that is not reaped yet.
 
     Raises:
         ProcessLookupError: there is none (also for an attempt that was never spawned, whose pid is -1).
     """
-    if pid <= 1:
+    if pid <= 1 or pid == os.getpgid(0):
         raise ProcessLookupError
     os.killpg(pid, number)
 
 
-def end_leftovers(left: Dict[str, Tuple[int, int]]) -> None:
-    """SIGKILL what a killed agent's attempts have left, and wait (bounded) till it is gone.
-
-    `left` gives each attempt's process id (-1: unknown) and start (epoch ms) by its name. A process belongs to
-    one if its environment names it, if id and start (within two seconds) are its, or if it descends from such.
-    """
+def end_leftovers(left: Dict[str, Tuple[int, int]], reapers: Set[int]) -> bool:
+    """SIGKILL what a killed agent's attempts have left, and wait (bounded) till it is gone; whether it is."""
     until = time.monotonic() + LEFTOVERS_S
     while time.monotonic() < until:
         now = Processes()
-        roots = {pid for pid in now.group if process_name(pid) in left}
-        roots.update(pid for pid, at in left.values() if pid in now.started_ms and abs(now.started_ms[pid] - at) < 2_000)
-        found = now.tree(roots) - {os.getpid()}
+        found = now.leftovers(left, reapers)
         if not found:
-            return
+            return True
         for pid in found:
-            send_signal(pid, signal.SIGKILL)
+            send_signal(pid, signal.SIGKILL, now.born[pid])
         time.sleep(0.01)
+    return False
 
 
 class Trouble:
@@ -211,9 +258,10 @@ class Trouble:
 class Spool:
     """An append-only file of JSON lines that a killed agent's successor reads.
 
-    Lines: `spool` (first: boot, settled, seq), `intent` (about to be spawned: kernel, runs), the reports
-    as they were sent, `ack`, `settled`. A torn last line is dropped. Nothing is synced: a machine that
-    goes down takes its attempts with it.
+    Lines: `spool` (first: boot, settled, seq), `intent` (about to be spawned: kernel, runs, at in uptime_ms),
+    the reports as they were sent, `ack`, `settled`, `reaper` (pid: who gets the agent's orphans). A torn last
+    line is dropped: nothing was done on its word. Nothing is synced: a machine that goes down takes its
+    attempts with it.
     """
 
     def __init__(self, path: str) -> None:
@@ -221,27 +269,28 @@ class Spool:
         self.fd = -1
         self.size = 0
         self.compact_at = SPOOL_COMPACT
+        self.ahead = ""  # lines that are in no hurry: written before the next one
 
-    def read(self) -> List[Dict[str, Any]]:
-        """All records up to the first torn or damaged one."""
+    def read(self) -> Tuple[List[Dict[str, Any]], bool]:
+        """All records up to the first damaged one, and whether there was one."""
         try:
             with open(self.path, "rb") as file:
                 lines = file.read().split(b"\n")[:-1]
         except FileNotFoundError:
-            return []
-        records = []
+            return [], False
+        records: List[Dict[str, Any]] = []
         for line in lines:
             try:
                 record = json.loads(line)
                 record["t"]
             except (ValueError, TypeError, KeyError):
-                break
+                return records, True
             records.append(record)
-        return records
+        return records, False
 
     def rewrite(self, lines: Iterable[str]) -> None:
         """Replace the whole file."""
-        fresh = self.path + ".new"
+        fresh, self.ahead = self.path + ".new", ""
         data = "".join(line + "\n" for line in lines).encode()
         with open(fresh, "wb") as file:
             file.write(data)
@@ -254,7 +303,7 @@ class Spool:
 
     def append(self, line: str) -> None:
         """Write one line whole, or raise OSError and leave the file as it was."""
-        data = line.encode() + b"\n"
+        data = ("%s%s\n" % (self.ahead, line)).encode()
         try:
             written = os.write(self.fd, data)
             if written != len(data):
@@ -263,6 +312,7 @@ class Spool:
             os.ftruncate(self.fd, self.size)
             raise
         self.size += written
+        self.ahead = ""
 
 
 # ---- attempts ----
@@ -270,8 +320,6 @@ class Spool:
 
 class Spec:
     """What the attempts of a job share."""
-
-    __slots__ = ("command", "environment", "program", "scratch", "script", "timeout_ms", "workdir")
 
     def __init__(self, message: Dict[str, Any], base: Dict[str, str]) -> None:
         self.command: List[str] = message["command"]
@@ -281,6 +329,7 @@ class Spec:
         self.workdir: Optional[str] = message.get("workdir")
         self.scratch: bool = message.get("scratch", False)
         self.program: Optional[str] = None
+        self.argv: List[bytes] = []
 
     def find_program(self, workdir: str, scripts: str) -> str:
         """The file to execute, searched with the attempt's own PATH; kept once found.
@@ -312,8 +361,22 @@ class Spec:
             raise StartError("CannotStartContainerError: command %r: %s is not executable" % (name, seen))
         raise StartError("CannotStartContainerError: command %r not found in PATH" % name)
 
-    def arguments(self, program: str) -> List[str]:
-        return self.command if self.script is None else [program, *self.command]
+    def arguments(self, program: str) -> List[bytes]:
+        if not self.argv:
+            argv = [os.fsencode(one) for one in (self.command if self.script is None else [program, *self.command])]
+            check_text(argv)
+            self.argv = argv
+        return self.argv
+
+
+def check_text(texts: Iterable[bytes]) -> None:
+    """Refuse what would be cut short.
+
+    Raises:
+        StartError: one has a NUL in it.
+    """
+    if any(b"\0" in text for text in texts):
+        raise StartError("CannotStartContainerError: an embedded null byte in the command or a variable")
 
 
 def write_script(text: str, folder: str) -> str:
@@ -332,52 +395,54 @@ def write_script(text: str, folder: str) -> str:
 class Group:
     """A run of attempts as they were launched: all of them share this."""
 
-    __slots__ = ("array_size", "environment", "gpus", "job", "kernel", "log_prefix", "number", "spec", "workdir")
+    array_size: Optional[int] = None
+    spec: Optional[Spec] = None
+    workdir = "/"
+    log_prefix = ""
+    own: Optional[List[str]] = None  # names of variables that attempts had beside `fixed`, which all share
 
     def __init__(self, kernel: str, job: str, number: int) -> None:
         self.kernel = kernel
         self.job = job
         self.number = number
-        self.array_size: Optional[int] = None
         self.gpus: Dict[str, List[int]] = {}
-        self.spec: Optional[Spec] = None
         self.environment: Dict[str, str] = {}
-        self.workdir = "/"
-        self.log_prefix = ""
+        self.fixed: List[bytes] = []
 
-    def variables(self, index: int, name: str) -> Dict[str, str]:
-        """The environment of one attempt. Without GPUs it is one dict for all, changed in place."""
-        environment = self.environment
-        environment["ANYBATCH_ATTEMPT"] = name
-        if self.array_size is not None:
-            environment["AWS_BATCH_JOB_ID"] = "%s:%d" % (self.job, index)
-            environment["AWS_BATCH_JOB_ARRAY_INDEX"] = str(index)
+    def variables(self, index: int, own: Dict[str, str]) -> List[bytes]:
+        """The environment of one attempt: the group's, its own, and those given."""
+        if self.array_size is None:
+            own["AWS_BATCH_JOB_ID"] = self.job
+        else:
+            own["AWS_BATCH_JOB_ID"] = "%s:%d" % (self.job, index)
+            own["AWS_BATCH_JOB_ARRAY_INDEX"] = str(index)
         devices = self.gpus.get(str(index)) if self.gpus else None
         if devices:
-            environment = dict(environment)
-            environment["CUDA_VISIBLE_DEVICES"] = environment["NVIDIA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
-        return environment
+            own["CUDA_VISIBLE_DEVICES"] = own["NVIDIA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
+        if self.own != list(own):
+            fixed = [os.fsencode("%s=%s" % item) for item in self.environment.items() if item[0] not in own]
+            check_text(fixed)
+            self.fixed, self.own = fixed, list(own)
+        return self.fixed + [os.fsencode("%s=%s" % item) for item in own.items()]
 
 
 class Attempt:
     """One attempt that the agent holds, from its launch until its exit is acknowledged."""
 
-    __slots__ = (
-        "group", "index", "state", "pid", "started_ms", "stopped_ms", "code", "kind", "reason", "status", "stop_at_ms",
-    )  # fmt: skip
+    state = PENDING
+    pid = -1  # none; send_signal and send_group_signal refuse it
+    near_ms = 0  # its start, in uptime_ms; a little early
+    started_ms = 0
+    stopped_ms = 0
+    code: Optional[int] = None
+    kind = EXITED
+    reason: Optional[str] = None
+    status: Optional[str] = None
+    stop_at_ms: Optional[int] = None  # when SIGKILL is due, once it is being stopped
 
     def __init__(self, group: Group, index: int) -> None:
         self.group = group
         self.index = index
-        self.state = PENDING
-        self.pid = -1  # none; send_signal and send_group_signal refuse it
-        self.started_ms = 0
-        self.stopped_ms = 0
-        self.code: Optional[int] = None
-        self.kind = EXITED
-        self.reason: Optional[str] = None
-        self.status: Optional[str] = None
-        self.stop_at_ms: Optional[int] = None  # when SIGKILL is due, once it is being stopped
 
     @property
     def key(self) -> Key:
@@ -413,23 +478,97 @@ def report_line(seq: int, started: Iterable[Attempt], exited: Iterable[Attempt])
     return encode({"t": "report", "seq": seq, "started": list(starts.values()), "exited": list(ends.values())})
 
 
-def spawn(program: str, arguments: List[str], environment: Dict[str, str], log: str) -> int:
-    """Start a program in a session of its own, its output appended to `log`; return its process id."""
-    actions = ((os.POSIX_SPAWN_OPEN, 1, log, LOG_FLAGS, 0o600), (os.POSIX_SPAWN_DUP2, 1, 2))
+@functools.lru_cache(maxsize=None)
+def one_file_system() -> List[str]:
+    """The option that keeps this machine's rm from what is mounted below (not every rm has it)."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        told = subprocess.run(["/bin/rm", "--help"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=5)
+        if b"--one-file-system" in told.stdout:
+            return ["--one-file-system"]
+    return []
+
+
+def ended_child() -> int:
+    """The process id of a child that has ended and is not reaped yet: its number is still its own. 0: none."""
     try:
-        return os.posix_spawn(
-            program, arguments, environment, file_actions=actions, setsid=True, setsigdef=DEFAULT_SIGNALS
-        )
-    except NotImplementedError:  # an old C library
-        with open(os.open(log, LOG_FLAGS, 0o600), "ab") as out:
-            child = subprocess.Popen(
-                arguments, executable=program, env=environment, stdout=out, stderr=out, start_new_session=True
-            )
-        child.returncode = 0  # the agent's own loop reaps it
-        return child.pid
+        info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return 0
+    return info.si_pid if info is not None else 0
+
+
+class Spawner:
+    """Threads that start programs: while the system does, for half a millisecond each, the loop goes on.
+
+    They call the C library themselves, since os.posix_spawn does not let other threads run.
+    """
+
+    def __init__(self, now_ms: Callable[[], int]) -> None:
+        self.now_ms = now_ms
+        self.count = 0  # handed over and not taken back
+        self.todo: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.library = ctypes.CDLL(None)
+        self.attributes, defaults = ctypes.create_string_buffer(1024), ctypes.create_string_buffer(256)
+        self.library.posix_spawnattr_init(self.attributes)
+        if self.library.posix_spawnattr_setflags(self.attributes, ctypes.c_short(0x84)):  # SETSID | SETSIGDEF
+            raise OSError(errno.ENOSYS, "the C library is too old")
+        self.library.sigemptyset(defaults)
+        for number in DEFAULT_SIGNALS:
+            self.library.sigaddset(defaults, number)
+        self.library.posix_spawnattr_setsigdefault(self.attributes, defaults)
+        for _ in range(min(SPAWNERS_MAX, 1 + (os.cpu_count() or 1))):
+            threading.Thread(target=self._work, daemon=True).start()
+
+    def put(self, one: Attempt, program: str, arguments: List[bytes], variables: List[bytes], log: str) -> None:
+        """Start a program in a session of its own, its output appended to `log`."""
+        self.count += 1
+        self.todo.put((one, program, arguments, variables, log))
+
+    def take(self, least: int) -> List[Tuple[Attempt, str, str, int]]:
+        """What has been started, waiting for so many: attempt, program, log, process id or negative error."""
+        found: List[Any] = []
+        while self.count:
+            try:
+                found.append(self.done.get(len(found) < least))
+            except queue.Empty:
+                break
+            self.count -= 1
+        return found
+
+    def _work(self) -> None:
+        while True:
+            one, program, arguments, variables, log = self.todo.get()
+            one.started_ms = self.now_ms()
+            try:
+                pid = self._spawn(os.fsencode(program), arguments, variables, os.fsencode(log))
+            except Exception:
+                pid = -errno.EINVAL
+            self.done.put((one, program, log, pid))
+
+    def _spawn(self, program: bytes, arguments: List[bytes], variables: List[bytes], log: bytes) -> int:
+        library, actions, pid = self.library, ctypes.create_string_buffer(512), ctypes.c_int(-1)
+        argv = (ctypes.c_char_p * (len(arguments) + 1))(*arguments, None)
+        envp = (ctypes.c_char_p * (len(variables) + 1))(*variables, None)
+        library.posix_spawn_file_actions_init(actions)
+        library.posix_spawn_file_actions_addopen(actions, 1, log, LOG_FLAGS, 0o600)
+        library.posix_spawn_file_actions_adddup2(actions, 1, 2)
+        error = library.posix_spawn(ctypes.byref(pid), program, actions, self.attributes, argv, envp)
+        library.posix_spawn_file_actions_destroy(actions)
+        return -error if error else pid.value
 
 
 # ---- the connection ----
+
+
+def check_run(job: Any, number: Any, indexes: List[Any]) -> None:
+    """Refuse what cannot be an attempt: names of files and processes are made from it.
+
+    Raises:
+        ProtocolError: it cannot.
+    """
+    if SAFE_ID.fullmatch(job) is None or type(number) is not int or not set(map(type, indexes)) <= {int}:
+        raise ProtocolError("attempts that cannot be: %r" % [job, number, indexes[:10]])
 
 
 class Connection:
@@ -440,6 +579,7 @@ class Connection:
         self.sock = sock
         self.inbox = bytearray()
         self.outbox = bytearray()
+        self.writing = False  # waits until the socket takes more
         self.greeted = False
         self.ready = False  # it has settled: reports may be sent
         self.specs: Dict[int, Spec] = {}
@@ -509,8 +649,9 @@ class Connection:
             self.agent.trouble.write("connection closed: the client does not read")
             self.close()
             return
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.outbox else 0)
-        if self.agent.selector.get_key(self.sock).events != events:
+        if self.writing != bool(self.outbox):
+            self.writing = not self.writing
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.writing else 0)
             self.agent.selector.modify(self.sock, events, self.on_event)
 
     def close(self, wait: bool = False) -> None:
@@ -536,6 +677,7 @@ class Agent:
         self.state = state
         self.socket_path = socket_path
         self.listener = listener
+        self.socket_inode = inode(socket_path)
         self.lock = lock
         self.idle_ms = idle_ms
         self.scripts = os.path.join(state, "scripts")
@@ -560,15 +702,19 @@ class Agent:
         self.new_started: List[Attempt] = []
         self.new_exited: List[Attempt] = []
         self.unacked: Deque[Tuple[int, List[Attempt]]] = deque()
+        self.reapers: Set[int] = set()  # processes that orphans of a former agent went to
         self.entered: Optional[Group] = None  # whose working directory the agent is in
 
         self.kernel = ""
         self.base_environment: Dict[str, str] = {}
         self.logs = state
         self.workdir: Optional[str] = None
+        self.orphans_ms: Optional[int] = None
         self.absent: List[Any] = []
+        self.missing: List[Attempt] = []
         self.client: Optional[Connection] = None
         self.connections: Set[Connection] = set()
+        self.orphaned_at_ms: Optional[int] = None  # when to end all that a kernel left which does not come back
         self.closing = False
         self.terminated = False
         self.idle_since_ms = self.now_ms()
@@ -580,35 +726,53 @@ class Agent:
     # -- life --
 
     def recover(self) -> None:
-        """Take over what a former agent left in the spool: its unacknowledged exits, and its lost attempts."""
-        records = self.spool.read()
+        """Take over what a former agent left in the spool: its unacknowledged exits, and its lost attempts.
+
+        What a damaged spool does not name may have run: nothing is started again on its word.
+        """
+        records, damaged = self.spool.read()
         head = records[0] if records and records[0]["t"] == "spool" else {}
-        same_boot = head.get("boot") == self.boot
-        self.seq = head.get("seq", 0)
-        self.settled = bool(head.get("settled")) and same_boot
+        same_boot = head.get("boot", self.boot) == self.boot
         live: Dict[Key, Attempt] = {}
-        for record in records[1:]:
-            self._recover_record(record, live, same_boot)
+        try:
+            self.seq = int(head.get("seq", 0))
+            self.settled = bool(head.get("settled")) and same_boot
+            for record in records:
+                self._recover_record(record, live, same_boot)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            damaged = True
+        if damaged:
+            self.settled = False
+            self.trouble.write("the spool is damaged; it is used up to there")
         if same_boot and live:
-            end_leftovers({one.name: (one.pid, one.started_ms) for one in live.values()})
+            self._end_leftovers(live.values())
         for one in live.values():
-            one.kind, one.reason = LOST, "the agent was killed" if same_boot else "the machine was restarted"
+            one.kind, one.reason = LOST, "the agent was killed" if same_boot else RESTARTED
             self._ended(one)
         self._number(self.new_exited)
         self.new_exited = []
         self._compact()
 
+    def _end_leftovers(self, attempts: Iterable[Attempt]) -> None:
+        reapers = {1} | (self.reapers or Processes().ancestors(os.getpid()))
+        if not end_leftovers({one.name: (one.pid, one.near_ms) for one in attempts}, reapers):
+            self.trouble.write("processes that a killed agent left survive SIGKILL")
+
     def _recover_record(self, record: Dict[str, Any], live: Dict[Key, Attempt], same_boot: bool) -> None:
         if record["t"] == "intent":
             for job, number, indexes in record["runs"]:
-                group = Group(record["kernel"], job, number)
-                live.update({(job, index, number): Attempt(group, index) for index in indexes})
+                group = Group(record["kernel"], job, int(number))
+                for index in indexes:
+                    one = live[job, int(index), int(number)] = Attempt(group, int(index))
+                    one.near_ms = int(record.get("at", 0))
         elif record["t"] == "report":
             self._recover_report(record, live)
         elif record["t"] == "ack":
-            self._acknowledge(record["seq"])
+            self._acknowledge(int(record["seq"]))
         elif record["t"] == "settled":
             self.settled = same_boot
+        elif record["t"] == "reaper":
+            self.reapers.add(int(record["pid"]))
 
     def _recover_report(self, record: Dict[str, Any], live: Dict[Key, Attempt]) -> None:
         for run in record["started"]:
@@ -616,7 +780,7 @@ class Agent:
             for index, at, pid in zip(indexes, at_ms, pids):
                 one = live.get((job, index, number))
                 if one is not None:
-                    one.started_ms, one.pid = at, pid
+                    one.started_ms, one.pid = int(at), int(pid)
         ended = []
         for run in record["exited"]:
             job, number, indexes, codes, started, stopped, kind, reason, status = run[:9]
@@ -638,9 +802,14 @@ class Agent:
         for fd in (wake_read, wake_write):
             os.set_blocking(fd, False)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # what is blocked or ignored here is so in attempts
+        for number in set(range(1, 32)) - {*DEFAULT_SIGNALS, signal.SIGKILL, signal.SIGSTOP}:
+            if signal.getsignal(number) is signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGCHLD):
-            signal.signal(number, lambda *_: None)  # a handler, as what is ignored stays so in attempts
+            signal.signal(number, lambda *_: None)
         signal.signal(signal.SIGTERM, self._on_sigterm)
+        self.spawner = Spawner(self.now_ms)
         self.selector.register(wake_read, selectors.EVENT_READ, lambda: os.read(wake_read, 1 << 16))
         self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
         try:
@@ -648,11 +817,18 @@ class Agent:
         except OSError:
             self.children_fd = -1  # strays in sessions of their own are not found here
         about = {"pid": os.getpid(), "socket": self.socket_path, "instance": self.instance, "protocol": PROTOCOL}
-        os.ftruncate(self.lock, 0)
-        os.pwrite(self.lock, encode(about).encode(), 0)
+        about["lock"] = inode(self.lock)
+        os.ftruncate(self.lock, os.pwrite(self.lock, encode(about).encode(), 0))
+        self._note_reaper()
         folder = os.path.join(self.state, "scratch")
-        for name in os.listdir(folder) if os.path.isdir(folder) else ():
-            self._remove(os.path.join(folder, name))
+        for name in os.listdir(folder) if os.path.isdir(folder) and not os.path.islink(folder) else ():
+            self._remove(name)
+
+    def _note_reaper(self) -> None:
+        """Spool whose children this agent's would become, so that a later agent finds them by that."""
+        if os.getppid() not in self.reapers:
+            self.reapers = {os.getppid()}
+            self._note(encode({"t": "reaper", "pid": os.getppid()}))
 
     def _on_sigterm(self, *_: Any) -> None:
         self.terminated = True
@@ -675,8 +851,14 @@ class Agent:
         for connection in list(self.connections):
             connection.close(wait=True)
 
+    def _end_orphans(self) -> None:
+        """Attempts of a kernel that nobody comes back to end soon after it."""
+        self.orphaned_at_ms = None
+        if self.client is None and not self.closing:
+            self.shut_down(TIMEOUT_GRACE_MS, "the kernel is gone")
+
     def _finished(self) -> bool:
-        if self.running or self.pending or self.ending:
+        if self.running or self.pending or self.ending or self.spawner.count:
             self.idle_since_ms = self.now_ms()
             return False
         if self.closing:
@@ -687,8 +869,10 @@ class Agent:
         return self.now_ms() - self.idle_since_ms >= self.idle_ms
 
     def _wait_s(self) -> float:
-        if self.pending:
+        if self.pending and self.spawner.count < BURST:
             return 0.0
+        if self.spawner.count:
+            return SPAWN_POLL_MS / 1000
         if self.ending:
             return ENDING_POLL_MS / 1000
         until = self.next_tick_ms
@@ -696,6 +880,8 @@ class Agent:
             until = min(until, self.new_started[0].started_ms + STARTED_DELAY_MS - 1)
         if self.timers:
             until = min(until, self.timers[0][0])
+        if self.orphaned_at_ms is not None:
+            until = min(until, self.orphaned_at_ms)
         if not self.running and not self.connections:
             until = min(until, self.idle_since_ms + self.idle_ms)
         return max(0, until - self.now_ms() + 1) / 1000
@@ -703,9 +889,10 @@ class Agent:
     def _turn(self) -> None:
         if self.terminated and not self.closing:
             self.shut_down(TIMEOUT_GRACE_MS, "the agent was told to end")
+        self._land()
         self._reap()
         self._fire_timers()
-        if self.pending:
+        if self.pending and self.spawner.count < BURST:
             self._start_burst()
         if self.new_exited or (self.new_started and self._starts_due()):
             self._flush()
@@ -717,17 +904,15 @@ class Agent:
         """Now and then: is the state directory still ours, and the socket still there?"""
         self.next_tick_ms = self.now_ms() + TICK_MS
         self._kill_strays([])
-        try:
-            there = os.stat(os.path.join(self.state, "agent.lock")).st_ino == os.fstat(self.lock).st_ino
-        except OSError:
-            there = False
-        if not there and not self.closing:
+        self._note_reaper()
+        if inode(os.path.join(self.state, "agent.lock")) != inode(self.lock) and not self.closing:
             self.trouble.write("the state directory is gone")
             self.shut_down(0, "the agent's state directory was removed")
         elif not os.path.exists(self.socket_path) and not self.closing:
             self.selector.unregister(self.listener)
             self.listener.close()
             self.listener = listen(self.socket_path)
+            self.socket_inode = inode(self.socket_path)
             self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
         self.entered = None  # a folder may have been removed and made again
         if not self.running:
@@ -736,6 +921,7 @@ class Agent:
     def shut_down(self, grace_ms: int, lost: Optional[str] = None) -> None:
         """End every attempt, as lost if that is not the kernel's wish, then the agent."""
         self.closing = True
+        self._land(ALL)
         while self.pending:  # never started: a later agent may
             self.attempts.pop(self.pending.popleft().key, None)
         for one in self.running.values():
@@ -756,6 +942,8 @@ class Agent:
         self.connections.discard(connection)
         if self.client is connection:
             self.client = None
+            if self.orphans_ms is not None:
+                self.orphaned_at_ms = self.now_ms() + self.orphans_ms
 
     def on_hello(self, connection: Connection, message: Dict[str, Any]) -> None:
         about: Dict[str, Any] = {"t": "hello", "protocol": PROTOCOL, "build": self.build, "boot": self.boot}
@@ -764,36 +952,49 @@ class Agent:
         if message["protocol"][0] != PROTOCOL[0]:
             connection.send(encode({"t": "bye", "reason": "the agent speaks protocol %d.%d" % PROTOCOL}))
             raise ProtocolError("a client of protocol %r" % (message["protocol"],))
+        if SAFE_ID.fullmatch(message["kernel"]) is None:
+            raise ProtocolError("kernel id %r" % message["kernel"])
         if self.client is not None and self.client is not connection:
             self.client.send(encode({"t": "bye", "reason": "replaced by a newer connection"}))
             if self.client is not None:
                 self.client.close()
         self.kernel, self.logs, self.workdir = message["kernel"], message["logs"], message.get("workdir")
         self.base_environment = message["environment"]
-        self.absent = []
+        self.orphans_ms = message.get("orphans_ms")
+        self.absent, self.missing = [], []
         self.client = connection
         connection.greeted = True
 
     def on_settle(self, connection: Connection, message: Dict[str, Any]) -> None:
         """Compare what the kernel believes with what is held; at the last part report everything held."""
         for job, number, indexes in message["runs"]:
+            check_run(job, number, indexes)
             missing = [index for index in indexes if (job, index, number) not in self.attempts]
             if missing and self.settled:
                 self.absent.append([job, number, missing])
-                continue
-            for index in missing:  # this spool has not seen all launches: they may have run
-                one = Attempt(Group(self.kernel, job, number), index)
-                one.kind, one.reason = LOST, "the agent's record of it is gone"
-                self._ended(one)
+            elif missing:  # this spool has not seen all launches: they may have run, or run still
+                group = Group(self.kernel, job, number)
+                self.missing.extend(Attempt(group, index) for index in missing)
         if message["last"]:
-            if self.new_exited:
-                self._flush()
+            self._land(ALL)
+            self._give_up_missing()
             if not self.settled:
                 self.settled = True
                 self._note(encode({"t": "settled"}))
             connection.ready = True
             self._report_held(connection)
-            connection.send(encode({"t": "settled", "absent": self.absent}))
+            absent, self.absent = self.absent, []
+            connection.send(encode({"t": "settled", "absent": absent}))
+
+    def _give_up_missing(self) -> None:
+        missing, self.missing = self.missing, []
+        if missing:
+            self._end_leftovers(missing)
+        for one in missing:
+            one.kind, one.reason = LOST, "the agent's record of it is gone"
+            self._ended(one)
+        if self.new_exited:
+            self._flush()
 
     def _report_held(self, connection: Connection) -> None:
         running = [one for one in self.attempts.values() if one.state in (RUNNING, ENDING)]
@@ -814,6 +1015,7 @@ class Agent:
         if self.closing:
             return
         for job, number, array_size, spec, indexes, gpus in message["groups"]:
+            check_run(job, number, indexes)
             group = connection.groups.get((job, number, spec))
             if group is None or gpus:
                 group = self._group(job, number, array_size, connection.specs[spec], gpus)
@@ -832,14 +1034,10 @@ class Agent:
                     connection.send(report_line(0, (known,), ()))
 
     def _group(self, job: str, number: int, array_size: Optional[int], spec: Spec, gpus: Any) -> Group:
-        if SAFE_ID.fullmatch(job) is None:
-            raise ProtocolError("job id %r" % job)
         group = Group(self.kernel, job, number)
         group.spec, group.array_size, group.gpus = spec, array_size, gpus or {}
         group.environment = dict(spec.environment, AWS_BATCH_JOB_ATTEMPT=str(number))
-        if array_size is None:
-            group.environment["AWS_BATCH_JOB_ID"] = job
-        else:
+        if array_size is not None:
             group.environment["AWS_BATCH_JOB_ARRAY_SIZE"] = str(array_size)
         group.workdir = spec.workdir or self.workdir or os.path.join(self.state, "jobs", job)
         group.log_prefix = os.path.join(self.logs, job, "")
@@ -852,7 +1050,7 @@ class Agent:
 
     def on_ack(self, _: Connection, message: Dict[str, Any]) -> None:
         self._acknowledge(message["seq"])
-        self._note(encode({"t": "ack", "seq": message["seq"]}))
+        self.spool.ahead = '{"t":"ack","seq":%d}\n' % message["seq"]
         if self.spool.size > self.spool.compact_at or (not self.attempts and self.spool.size > 1 << 16):
             self._compact()
 
@@ -882,41 +1080,51 @@ class Agent:
         for one in burst:
             runs.setdefault(one.group, []).append(one.index)
         listed = [[group.job, group.number, indexes] for group, indexes in runs.items()]
+        near_ms = uptime_ms()
         try:
-            self.spool.append(encode({"t": "intent", "kernel": self.kernel, "runs": listed}))
+            self.spool.append(encode({"t": "intent", "kernel": self.kernel, "at": near_ms, "runs": listed}))
         except OSError as error:
             for one in burst:
                 self._not_started(one, "CannotStartContainerError: the agent's spool: %s" % error.strerror)
             return
         for one in burst:
+            one.near_ms = near_ms
             self._start(one)
 
     def _start(self, one: Attempt) -> None:
         group, spec = one.group, one.group.spec
         assert spec is not None
-        name = one.name
         log = "%s%d-%d.log" % (group.log_prefix, one.index, group.number)
         program = None
         try:
             if group is not self.entered:
+                self._land(ALL)  # all that is under way starts in the former one's folder
                 self._enter(group)
             program = spec.program or spec.find_program(group.workdir, self.scripts)
-            environment = group.variables(one.index, name)
+            own = {"ANYBATCH_ATTEMPT": one.name}
             if spec.scratch:
-                environment = self._with_scratch(environment, name)
-            one.started_ms = self.now_ms()
-            one.pid = pid = spawn(program, spec.arguments(program), environment, log)
+                own["ANYBATCH_SCRATCH"] = own["TMPDIR"] = self._scratch(one.name)
+            self.spawner.put(one, program, spec.arguments(program), group.variables(one.index, own), log)
+            one.state = SPAWNING
         except StartError as error:
             self._not_started(one, str(error))
-        except (OSError, ValueError) as error:
-            spec.program = None
+        except Exception as error:  # OSError, or what was asked for is odd: an attempt never goes without an end
             self._not_started(one, self._diagnose(error, program, log))
-        else:
-            one.state = RUNNING
-            self.running[pid] = one
-            self.new_started.append(one)
-            if spec.timeout_ms is not None:
-                self._at(one.started_ms + spec.timeout_ms, one)
+
+    def _land(self, least: int = 0) -> None:
+        """Take note of what has been spawned; wait for so many (ALL) of those under way."""
+        for one, program, log, pid in self.spawner.take(least):
+            spec = one.group.spec
+            assert spec is not None
+            if pid > 0:
+                one.pid, one.state = pid, RUNNING
+                self.running[pid] = one
+                self.new_started.append(one)
+                if spec.timeout_ms is not None:
+                    self._at(one.started_ms + spec.timeout_ms, one)
+            else:
+                spec.program = None  # to be looked for again
+                self._not_started(one, self._diagnose(OSError(-pid, os.strerror(-pid)), program, log))
 
     def _enter(self, group: Group) -> None:
         """Make a group's folders, and go to its working directory, which posix_spawn passes on."""
@@ -931,10 +1139,12 @@ class Agent:
             raise StartError("CannotStartContainerError: %s" % what) from error
         self.entered = group
 
-    def _with_scratch(self, environment: Dict[str, str], name: str) -> Dict[str, str]:
+    def _scratch(self, name: str) -> str:
         folder = os.path.join(self.state, "scratch", name)
+        if os.path.islink(os.path.dirname(folder)):
+            raise StartError("CannotStartContainerError: %r is a link" % os.path.dirname(folder))
         os.makedirs(folder, 0o700, exist_ok=True)
-        return dict(environment, ANYBATCH_SCRATCH=folder, TMPDIR=folder)
+        return folder
 
     def _diagnose(self, error: Exception, program: Optional[str], log: str) -> str:
         """Say which of the things that a spawn touches is at fault."""
@@ -964,13 +1174,16 @@ class Agent:
         one.state = ENDED
         self.attempts[one.key] = one
         self.new_exited.append(one)
-        if one.group.spec is not None and one.group.spec.scratch and one.pid > 0:
-            self._remove(os.path.join(self.state, "scratch", one.name))
+        if one.group.spec is not None and one.group.spec.scratch:
+            self._remove(one.name)
 
-    def _remove(self, path: str) -> None:
-        """Remove a folder without holding up the loop."""
+    def _remove(self, name: str) -> None:
+        """Remove a scratch folder, and nothing mounted or linked in it, without holding up the loop."""
+        path = os.path.join(self.state, "scratch", name)
+        if not name.startswith("ab-") or "/" in name or os.path.islink(os.path.dirname(path)):
+            return
         try:
-            self.helpers.add(os.posix_spawn("/bin/rm", ["rm", "-rf", "--", path], {}))
+            self.helpers.add(os.posix_spawn("/bin/rm", ["rm", "-rf", *one_file_system(), "--", path], {}))
         except (OSError, AttributeError) as error:
             self.trouble.write("cannot remove %s: %s" % (path, error))
 
@@ -980,13 +1193,17 @@ class Agent:
         """Collect ended children; a main process's end ends what is left of its tree."""
         ended: List[Attempt] = []
         while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                break
+            pid = ended_child()
+            while pid and pid not in self.running and self.spawner.count:  # it has ended before it was noted
+                self._land(1)
+                pid = ended_child()  # one that could not start is gone by now
             if pid == 0:
                 break
             one = self.running.pop(pid, None)
+            if one is not None:
+                with contextlib.suppress(OSError):  # now, while nobody else can have its number
+                    send_group_signal(pid, signal.SIGKILL)
+            status = os.waitpid(pid, 0)[1]
             if one is None:
                 self.strays.pop(pid, None)
                 self.helpers.discard(pid)
@@ -999,22 +1216,16 @@ class Agent:
             self._end_trees(ended)
 
     def _end_trees(self, ended: List[Attempt]) -> None:
-        """Kill what is left of trees without a main process; report those of which nothing is left.
-
-        The numbers are safe: ids are given out in turn, so one that was reaped, or whose group was seen
-        alive a few milliseconds ago, is not in use again yet.
-        """
+        """Report what nothing is left of; the rest of each tree has had, or gets now, its SIGKILL."""
         alive = self._kill_strays(ended)
         still: List[Attempt] = []
         for one in self.ending + ended if self.ending else ended:
             try:
-                send_group_signal(one.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                if one not in alive:
+                os.killpg(one.pid, 0)  # only asks: its number may be anybody's by now
+            except OSError as error:
+                if one not in alive and error.errno != errno.EPERM:
                     self._ended(one)
                     continue
-            except PermissionError:
-                pass  # zombies of it only (macOS), or another user's process
             if self.now_ms() - one.stopped_ms > ENDING_MAX_MS:
                 self.trouble.write("%s: processes survive SIGKILL" % one.name)
                 self._ended(one)
@@ -1027,7 +1238,7 @@ class Agent:
         if self.children_fd < 0:
             return set()
         children = self._children()
-        if len(children) == len(self.running) + len(self.helpers):
+        if len(children) == len(self.helpers):
             return set()
         self._adopt(children, ended)
         alive: Set[Attempt] = set()
@@ -1039,6 +1250,7 @@ class Agent:
         return alive
 
     def _children(self) -> List[bytes]:
+        """The children of this thread: helpers, and orphans of attempts; those of the others are attempts."""
         data = chunk = os.pread(self.children_fd, 1 << 16, 0)
         while len(chunk) > 2_048:  # the kernel gives a page at a time
             chunk = os.pread(self.children_fd, 1 << 16, len(data))
@@ -1059,6 +1271,7 @@ class Agent:
 
     def _stop(self, attempts: List[Attempt], grace_ms: int) -> None:
         """SIGTERM to whole trees now, SIGKILL after the grace. What is stopped already keeps the earlier end."""
+        self._land(ALL)
         kill_at = self.now_ms() + grace_ms
         fresh: List[Attempt] = []
         for one in attempts:
@@ -1081,12 +1294,11 @@ class Agent:
         for one in attempts:
             pid = one.pid
             roots = [pid] + [stray for stray, owner in self.strays.items() if owner is one]
-            others = [other for other in processes.tree(roots) if processes.group.get(other) != pid]
+            others = [other for other in processes.tree(roots) if processes.group.get(other, pid) != pid]
             with contextlib.suppress(OSError):
                 send_group_signal(pid, signal.SIGTERM)
             for other in others:
-                if other != pid:
-                    send_signal(other, signal.SIGTERM)
+                send_signal(other, signal.SIGTERM, processes.born[other])
 
     def _at(self, when_ms: int, one: Attempt) -> None:
         self.timer_count += 1
@@ -1110,6 +1322,8 @@ class Agent:
         if len(self.timers) > 1_000 + 4 * len(self.running):  # timeouts of attempts that ended long before them
             self.timers = [timer for timer in self.timers if timer[2].state == RUNNING]
             heapq.heapify(self.timers)
+        if self.orphaned_at_ms is not None and now >= self.orphaned_at_ms:
+            self._end_orphans()
         if now >= self.next_tick_ms:
             self._tick()
 
@@ -1142,16 +1356,25 @@ class Agent:
 
     def _compact(self) -> None:
         """Rewrite the spool to what still matters."""
+        if self.spool.fd >= 0:
+            self._land(ALL)
         if self.new_exited:
             self._flush()
         lines = [encode({"t": "spool", "version": 1, "boot": self.boot, "settled": self.settled, "seq": self.seq})]
+        lines.extend(encode({"t": "reaper", "pid": pid}) for pid in self.reapers)
         running = [one for one in self.attempts.values() if one.state in (RUNNING, ENDING)]
         for one in running:
             run = [one.group.job, one.group.number, [one.index]]
-            lines.append(encode({"t": "intent", "kernel": one.group.kernel, "runs": [run]}))
+            lines.append(encode({"t": "intent", "kernel": one.group.kernel, "at": one.near_ms, "runs": [run]}))
         lines.append(report_line(0, running, ()))
         lines.extend(report_line(seq, (), ended) for seq, ended in self.unacked)
-        self.spool.rewrite(lines)
+        try:
+            self.spool.rewrite(lines)
+        except OSError as error:
+            if self.spool.fd < 0:  # there is no spool yet
+                raise
+            self.spool.compact_at *= 2
+            self.trouble.write("the spool: %s" % error)
 
 
 GONE = Attempt(Group("", "", 0), 0)  # stands for an attempt that is not held any more
@@ -1176,7 +1399,8 @@ def listen(path: str) -> socket.socket:
     """A listening socket that only this user can reach."""
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
     try:
@@ -1188,18 +1412,30 @@ def listen(path: str) -> socket.socket:
     return listener
 
 
+def inode(path: Any) -> Tuple[int, int]:
+    """Which file this is ((0, 0): none)."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
+
+
 def detach(trouble: Trouble) -> bool:
     """Fork; the child goes on in a session of its own without the starter's descriptors. True in the child."""
+    starter = os.getpid()
     if os.fork():
         return False
     os.setsid()
+    while os.getppid() == starter:  # it is about to exit
+        time.sleep(0.001)
     os.chdir("/")
     nothing = os.open(os.devnull, os.O_RDWR)
     errors = os.open(trouble.path, LOG_FLAGS, 0o600)
     for fd, target in ((nothing, 0), (nothing, 1), (errors, 2)):
         os.dup2(fd, target)
-    os.close(nothing)
-    os.close(errors)
+    for fd in {nothing, errors} - {0, 1, 2}:
+        os.close(fd)
     return True
 
 
@@ -1226,7 +1462,7 @@ def main() -> int:
         agent.trouble.write(traceback.format_exc())
         raise
     finally:
-        if os.path.exists(path):
+        if inode(path) == agent.socket_inode:  # not one that a later agent has put there
             os.unlink(path)
     return 0
 

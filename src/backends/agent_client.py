@@ -26,7 +26,7 @@ import msgspec
 
 from ..kernel.backend import AttemptKey, AttemptSpec, BackendContext, Launch
 from ..kernel.core.errors import BackendError
-from ._agent_link import CLOSE_TIMEOUT_S, FRAME_MAX, PROTOCOL, Hello, Link, Report, Run, StartedRun
+from ._agent_link import CLOSE_TIMEOUT_S, FRAME_MAX, PROTOCOL, Hello, Link, Report, Run
 
 BATCH_MAX = 10_000  # attempts in one frame, far below FRAME_MAX
 SPECS_MAX = 256  # specs that the agent remembers for a connection
@@ -35,8 +35,8 @@ ATTACH_TIMEOUT_S = 30.0  # for one connection to be made, greeted and settled
 RETRY_S = 0.05  # between tries to connect
 OUTAGES_MAX = 10  # connections lost within OUTAGES_S before the environment is given up
 OUTAGES_S = 60.0
-FOREIGN_GRACE_MS = 30_000  # for attempts that the agent holds and the kernel does not know
 TROUBLE_TAIL = 2_000  # bytes of the agent's log shown when it cannot be started
+ORPHANS_MS = 5_000  # after a kernel that nobody comes back to is gone without a word, until its attempts are ended
 EXIT_LOCKED = 75  # as in agent.py
 
 EXITED, TIMED_OUT, LOST = 0, 1, 2  # kinds of end, as in agent.py
@@ -83,7 +83,7 @@ class LocalAgent:
 
     async def connect(self, make_link: Callable[[], Link]) -> Link:
         loop = asyncio.get_running_loop()
-        for path in dict.fromkeys((self._advertised(), self._socket_path)):
+        for path in dict.fromkeys((*self._advertised(), self._socket_path)):
             try:
                 _, link = await loop.create_unix_connection(make_link, str(path))
             except (FileNotFoundError, ConnectionRefusedError):
@@ -93,12 +93,14 @@ class LocalAgent:
         _, link = await loop.create_unix_connection(make_link, str(self._socket_path))
         return link
 
-    def _advertised(self) -> Path:
-        """The socket of the agent that held the lock last."""
+    def _advertised(self) -> list[Path]:
+        """The socket of the agent that held the lock last; none if the folder is a copy of that agent's."""
+        path = self._state_dir / "agent.lock"
         try:
-            return Path(json.loads((self._state_dir / "agent.lock").read_bytes())["socket"])
+            about, found = json.loads(path.read_bytes()), path.stat()
+            return [Path(about["socket"])] if about["lock"] == [found.st_dev, found.st_ino] else []
         except (OSError, ValueError, KeyError, TypeError):
-            return self._socket_path
+            return []
 
     async def _start(self) -> None:
         """Start an agent; return once it listens (also if another holds the state directory already)."""
@@ -138,8 +140,8 @@ def default_environment() -> dict[str, str]:
 class AgentClient:
     """One host's attempts, through its agent.
 
-    `environment`: the variables that attempts start from. `workdir`: the folder of attempts whose spec has
-    none (None: one per job, below the agent's state directory).
+    `host`: its name. `environment`: the variables that attempts start from. `workdir`: the folder of attempts whose
+    spec has none (None: one per job, below the agent's state directory).
     """
 
     def __init__(
@@ -147,10 +149,12 @@ class AgentClient:
         context: BackendContext,
         connector: Connector,
         *,
+        host: str,
         environment: Mapping[str, str],
         workdir: str | None = None,
     ) -> None:
         self._context = context
+        self._host = host
         self._connector = connector
         self._hello = {
             "t": "hello",
@@ -159,6 +163,7 @@ class AgentClient:
             "environment": dict(environment),
             "logs": str(context.logs_dir),
             "workdir": workdir,
+            "orphans_ms": None if context.durable else ORPHANS_MS,
         }
         self.agent: Hello | None = None
         """What the agent said of itself when it was last connected."""
@@ -166,10 +171,12 @@ class AgentClient:
         self._offset_ms = 0  # from the agent's clock to the kernel's
         self._held: dict[tuple[str, int], dict[int, Launch]] = {}
         self._queued: list[Launch] = []  # launched while not connected
+        self._strangers: set[AttemptKey] = set()  # found running though the kernel did not name them
         self._stops: dict[AttemptKey, int] = {}  # stops under way, and when each kills
         self._outages: deque[float] = deque(maxlen=OUTAGES_MAX)
         self._reconnecting: asyncio.Task[None] | None = None
         self._closing = False
+        self._refused = False
 
     # -- what the backend calls --
 
@@ -182,6 +189,10 @@ class AgentClient:
         for launch in known:
             self._hold(launch)
         await self._attach()
+
+    def report_to(self, context: BackendContext) -> None:
+        """Report to this context from now on."""
+        self._context = context
 
     async def launch(self, launches: Sequence[Launch]) -> None:
         """Hand these over; without a connection just now, as soon as there is one."""
@@ -203,9 +214,9 @@ class AgentClient:
             await self._link.drain()
 
     def holds(self, key: AttemptKey) -> bool:
-        """Whether this was launched here and has not been reported ended."""
+        """Whether this was launched or found here and has not been reported ended."""
         run = self._held.get((key.job_id, key.number))
-        if run is not None and key.index in run:
+        if (run is not None and key.index in run) or key in self._strangers:
             return True
         return any(
             one.job_id == key.job_id and one.number == key.number and key.index in one.indexes for one in self._queued
@@ -224,6 +235,10 @@ class AgentClient:
             BackendError: it has not ended in time.
         """
         link = await self._end_connecting()
+        if link is None and self.agent is not None and not self._refused:  # the connection was lost just before
+            with anyio.move_on_after(CLOSE_TIMEOUT_S):
+                await self._attach()
+            link = self._link
         if link is None:
             return
         link.write(_encode({"t": "shutdown", "grace_ms": grace_ms}))
@@ -325,6 +340,7 @@ class AgentClient:
         now = time.monotonic()
         self._outages.append(now)
         if link.refusal is not None:
+            self._refused = True
             self._context.failed(f"the agent refuses this kernel: {link.refusal}")
         elif len(self._outages) == OUTAGES_MAX and now - self._outages[0] < OUTAGES_S:
             self._context.failed(f"the connection to the agent was lost {OUTAGES_MAX} times in {OUTAGES_S:g} s")
@@ -353,9 +369,10 @@ class AgentClient:
                 run.pop(index, None)
             if not run:
                 del self._held[job_id, number]
-        if self._stops:
+        if self._stops or self._strangers:
             for index in indexes:
                 self._stops.pop(AttemptKey(job_id, index, number), None)
+                self._strangers.discard(AttemptKey(job_id, index, number))
 
     def _send_launches(self, link: Link, launches: Sequence[Launch]) -> None:
         frames: list[bytes] = []
@@ -430,13 +447,11 @@ class AgentClient:
         """Pass news on to the kernel, and have exits acknowledged once they are durable."""
         context, offset = self._context, self._offset_ms
         for start in report.started:
-            held = self._held.get((start.job_id, start.number), {})
-            if all(index in held for index in start.indexes):
-                at_ms = [at + offset for at in start.at_ms]
-                context.started(start.job_id, start.number, start.indexes, at_ms)
-            else:
-                self._sort_foreign(link, start, held)
+            self._find(start.job_id, start.number, start.indexes)
+            context.started(start.job_id, start.number, start.indexes, [at + offset for at in start.at_ms])
         for run in report.exited:
+            if not link.settled.done():
+                self._find(run.job_id, run.number, run.indexes)
             self._drop(run.job_id, run.number, run.indexes)
             if run.kind == LOST:
                 context.lost(run.job_id, run.number, run.indexes, reason=run.reason or "lost by the agent")
@@ -459,15 +474,13 @@ class AgentClient:
             if not link.acking:
                 self._ack_when_durable(link)
 
-    def _sort_foreign(self, link: Link, start: StartedRun, held: Mapping[int, Launch]) -> None:
-        """Of a run that is not all known, report what is, and stop the rest: the kernel has given it up."""
-        known = [place for place, index in enumerate(start.indexes) if index in held]
-        if known:
-            indexes = [start.indexes[place] for place in known]
-            at_ms = [start.at_ms[place] + self._offset_ms for place in known]
-            self._context.started(start.job_id, start.number, indexes, at_ms)
-        foreign = [AttemptKey(start.job_id, index, start.number) for index in start.indexes if index not in held]
-        self._send_stop(link, foreign, FOREIGN_GRACE_MS)
+    def _find(self, job_id: str, number: int, indexes: Iterable[int]) -> None:
+        """Of these, tell of those that the kernel did not name: it adopts them or has them stopped."""
+        held = self._held.get((job_id, number), {})
+        strangers = [index for index in indexes if index not in held]
+        if strangers:
+            self._strangers.update(AttemptKey(job_id, index, number) for index in strangers)
+            self._context.found(self._host, job_id, number, strangers)
 
     def _ack_when_durable(self, link: Link) -> None:
         """Acknowledge what was reported up to now once it is durable; one such call is under way at a time."""

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Annotated, ClassVar, Final
 
 import anyio
 import msgspec
@@ -77,7 +77,7 @@ Function = Callable[[InlineAttempt], Awaitable[int | None]]
 class InlineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`memory`: MiB that attempts may ask for in all (None: not counted)."""
 
-    memory: int | None = None
+    memory: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 class InlineBackend:

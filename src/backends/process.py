@@ -59,16 +59,20 @@ class ProcessBackend:
 
     async def start(self, context: BackendContext, known: Sequence[Launch]) -> None:
         options = msgspec.convert(context.settings.options, ProcessOptions)
-        name = hashlib.sha256(f"{context.kernel_id}\0{context.settings.name}".encode()).hexdigest()[:12]
-        connector = LocalAgent(context.state_dir, context.runtime_dir / f"{name}.sock", idle_ms=self._agent_idle_ms)
-        environment = default_environment() if self._base_environment is None else self._base_environment
-        self._context = context
-        self._client = AgentClient(context, connector, environment=environment, workdir=self._workdir)
         memory_mib = options.memory
         if memory_mib is None:
             memory_mib = int(machine_memory_mib() * MEMORY_SHARE)
         capacity = Capacity(vcpus_milli=context.settings.max_vcpus_milli, memory_mib=memory_mib, gpus=options.gpus)
         context.host_up(HOST, capacity, options.zone)
+        self._context = context
+        if self._client is not None:  # new settings only: what was launched is being looked after
+            self._client.report_to(context)
+            return
+        place = f"{context.kernel_id}\0{context.settings.name}\0{context.state_dir.resolve()}"
+        name = hashlib.sha256(os.fsencode(place)).hexdigest()[:12]
+        connector = LocalAgent(context.state_dir, context.runtime_dir / f"{name}.sock", idle_ms=self._agent_idle_ms)
+        environment = default_environment() if self._base_environment is None else self._base_environment
+        self._client = AgentClient(context, connector, host=HOST, environment=environment, workdir=self._workdir)
         await self._client.start(known)
 
     async def launch(self, launches: Sequence[Launch]) -> None:
