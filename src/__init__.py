@@ -17,6 +17,7 @@ from anybatch.kernel.core.errors import (
     EventsTrimmed,
     InvalidValue,
     JobFailed,
+    JournalDamaged,
     JournalError,
     JournalLocked,
     KernelBug,
@@ -39,6 +40,7 @@ from anybatch.kernel.core.model import (
 )
 from anybatch.kernel.core.states import JobStatus
 from anybatch.kernel.handles import JobHandle
+from anybatch.kernel.journal_types import JournalLoss
 from anybatch.kernel.kernel import Kernel, RunResult
 from anybatch.kernel.registry import PluginInfo, list_plugins
 from anybatch.kernel.stream import EventId, JobEvent
@@ -80,8 +82,10 @@ __all__ = [
     "JobHandle",
     "JobStatus",
     "JobSummary",
+    "JournalDamaged",
     "JournalError",
     "JournalLocked",
+    "JournalLoss",
     "Kernel",
     "KernelBug",
     "KernelClosed",

@@ -7,6 +7,7 @@ backend does wrong costs its own environment: it turns INVALID with the reason, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
@@ -196,6 +197,11 @@ class Driver:
         except Exception as e:
             if not isinstance(e, BackendError) or not e.retryable:
                 self._fail("could not launch", e)
+            if backend is not None:
+                # Some may run all the same, and must not beside the attempts that follow them.
+                keys = [key for launch in launches for key in launch.attempts()]
+                with contextlib.suppress(Exception):
+                    await self._bounded(backend.stop(keys, 0), STOP_S_MAX)
             for effect in effects:
                 self._runtime.report(
                     Ended(

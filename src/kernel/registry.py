@@ -59,7 +59,7 @@ class BackendRegistry:
             raise InvalidValue("backends", given, "it maps names to backends, or to what makes one")
         self._given = dict(given or {})
         for name, backend in self._given.items():
-            if not isinstance(name, str) or not (isinstance(backend, Backend) or callable(backend)):
+            if not isinstance(name, str) or not (isinstance(backend, Backend) or callable(backend)):  # type: ignore[redundant-expr]  # callers may be untyped
                 raise InvalidValue(
                     f"backends.{name}", backend, "it is a backend, or a class or function that makes one"
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from collections.abc import Callable
 from itertools import count
@@ -19,6 +20,10 @@ class _Timer:
     def cancel(self) -> None:
         self.callback = None
 
+    def fire(self) -> None:
+        if self.callback is not None:
+            self.callback()
+
 
 class VirtualClock:
     """A `Clock` whose time moves only by `advance`. Starts at `start_ms` (epoch milliseconds)."""
@@ -33,6 +38,9 @@ class VirtualClock:
 
     def call_at(self, when_ms: int, callback: Callable[[], None]) -> _Timer:
         timer = _Timer(callback)
+        if when_ms <= self._now_ms:
+            asyncio.get_running_loop().call_soon(timer.fire)
+            return timer
         heapq.heappush(self._timers, (when_ms, next(self._order), timer))
         return timer
 
@@ -44,7 +52,7 @@ class VirtualClock:
             when_ms, _, timer = heapq.heappop(self._timers)
             if timer.callback is not None:
                 self._now_ms = max(self._now_ms, when_ms)
-                timer.callback()
+                timer.fire()
                 await self.settle()
         self._now_ms = end_ms
         await self.settle()

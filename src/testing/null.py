@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import msgspec
 from anybatch.kernel.backend import API_VERSION, AttemptKey, BackendContext, Capabilities, Capacity, Launch
@@ -18,8 +18,8 @@ Model = Callable[[AttemptKey], tuple[float, int]]
 class NullOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`memory`: MiB of its one host (None: not counted). `gpus`: their indexes."""
 
-    memory: int | None = None
-    gpus: tuple[int, ...] = ()
+    memory: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    gpus: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
 
 
 class NullBackend:
