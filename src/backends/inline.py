@@ -89,7 +89,7 @@ class InlineBackend:
 
     def __init__(self, functions: Mapping[str, Function] | None = None) -> None:
         self._functions = dict(functions or {})
-        for name, function in self._functions.items():
+        for name, function in dict[object, object](functions or {}).items():
             if not isinstance(name, str) or not callable(function):
                 raise InvalidValue("functions", {name: function}, "it maps names to coroutine functions")
         self._tasks: dict[AttemptKey, asyncio.Task[int | None]] = {}
@@ -163,7 +163,7 @@ class InlineBackend:
             return EXIT_CANCELLED, None
         error = task.exception()
         if error is None:
-            result = task.result()
+            result: object = task.result()
             if result is None:
                 return 0, None
             if isinstance(result, int) and not isinstance(result, bool) and 0 <= result <= 255:

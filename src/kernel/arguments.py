@@ -268,6 +268,13 @@ def path(field: str, value: object) -> Path | None:
     return found
 
 
+def event_id(field: str, value: object) -> tuple[int, int]:
+    """An event's id: (epoch, sequence)."""
+    if not isinstance(value, tuple) or len(value) != 2 or not all(type(part) is int for part in value):
+        raise InvalidValue(field, value, "it is the id of an event: (epoch, sequence)")
+    return value[0], value[1]
+
+
 def job_reference(field: str, value: object) -> str:
     """A job's id or name, from a text or from a handle."""
     found = getattr(value, "id", value)

@@ -380,7 +380,8 @@ class Drivers:
         driver = self._drivers.get(name)
         if driver is None:
             return
-        await driver.settled.wait()
+        with anyio.move_on_after(START_S_MAX + FINISH_S_MAX):  # a backend may swallow its cancellation
+            await driver.settled.wait()
         handled = asyncio.Event()
         self._runtime.when_handled(lambda _: handled.set())
         await handled.wait()

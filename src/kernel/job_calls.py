@@ -212,7 +212,8 @@ class JobCalls(Calls):
             raise NotFound("attempt", str(attempt), f"{row.job_id} has had {row.children.number[at]} attempts")
         if number == 0:
             return
-        host = self._live.state.hosts.get(row.children.hosts()[at])
+        past = next((one for one in row.children.past(at) if one.number == number), None)
+        host = self._live.state.hosts.get(row.children.hosts()[at] if past is None else past.host)
         if host is None:
             raise Conflict("job", row.job_id, "the host that keeps its logs is gone")
         backend = self._drivers[host.environment].backend

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, Self
 
 import anyio
 import msgspec
+import structlog
 
 from . import arguments as args
 from .apply import Applied, apply_config
@@ -29,7 +30,7 @@ from .core.model import (
     RetryStrategy,
 )
 from .core.states import JobStatus
-from .environments import Driver, Drivers
+from .environments import CLOSE_S_MAX, FINISH_S_MAX, Driver, Drivers
 from .identifiers import IdSource, RandomIds
 from .job_calls import JobCalls
 from .journal import FileJournal, Journal, JournalLoss, MemoryJournal
@@ -41,6 +42,8 @@ from .stream import EventId, EventStream
 from .views import (
     JobDetail,
 )
+
+log = structlog.get_logger("anybatch.kernel")
 
 OnClose = Literal["detach", "drain", "stop"]
 
@@ -159,8 +162,11 @@ class Kernel(JobCalls, ResourceCalls):
     def _remove_temporary(self) -> None:
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
-        if self._runtime_path is not None and self._temporary is not None:
-            shutil.rmtree(self._runtime_path, ignore_errors=True)
+            if self._runtime_path is not None:
+                shutil.rmtree(self._runtime_path, ignore_errors=True)
+        elif self._runtime_path is not None:
+            with contextlib.suppress(OSError):
+                self._runtime_path.rmdir()  # stays while a backend has something in it
 
     def _runtime_dir(self) -> Path:
         if self._runtime_path is None:
@@ -219,7 +225,12 @@ class Kernel(JobCalls, ResourceCalls):
                 driver.finish()
             self._starting.put_nowait(None)
             self._cleaner.finish()
-            await self._supervisor
+            # Bounded: a backend that swallows its cancellation would be waited for for ever.
+            _, hanging = await asyncio.wait({self._supervisor}, timeout=CLOSE_S_MAX + FINISH_S_MAX)
+            if hanging:
+                log.error("kernel_closed_with_a_hanging_backend", kernel=runtime.state.kernel_id)
+            else:
+                self._supervisor.result()
         finally:
             await runtime.close()
             self._remove_temporary()
@@ -310,15 +321,18 @@ class Kernel(JobCalls, ResourceCalls):
 
         Raises:
             EventsTrimmed: (while iterating) events after that one are no longer kept.
+            InvalidValue: there is no such event; with another epoch than its own, the log was cut since it was read.
         """
         runtime = self._open
         if after is None:
             return EventStream(runtime, runtime.journal.oldest - 1)
-        if not isinstance(after, tuple) or len(after) != 2 or not all(isinstance(part, int) for part in after):
-            raise InvalidValue("after", after, "it is the id of an event: (epoch, sequence)")
-        if after[1] > runtime.journal.last or after[1] < 0:
+        epoch, sequence = args.event_id("after", after)
+        if not 0 <= sequence <= runtime.journal.last:
             raise InvalidValue("after", after, f"the newest event is {tuple(self.last_event_id())}")
-        return EventStream(runtime, after[1])
+        found = runtime.journal.epoch_of(sequence)
+        if sequence and found != epoch:
+            raise InvalidValue("after", after, f"event {sequence} is of epoch {found}: the log is not the one it was")
+        return EventStream(runtime, sequence)
 
     def last_event_id(self) -> EventId:
         """The id of the newest event: what `events(after=...)` takes to see only later ones."""

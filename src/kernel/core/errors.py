@@ -18,7 +18,10 @@ class RequestError(AnyBatchError):
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:
+        text = f"a {type(value).__name__} too large to show"
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 

@@ -11,6 +11,9 @@ from .inputs import DependencyRequest, SubmitJob
 from .model import DefinitionBody, Dependency, DependencyType, JobSpec, ResourceState, ResourceStatus
 from .state import DefinitionRow, JobRow, KernelState
 
+REVISION_DIGITS_MAX = 9
+"""Of a revision's number in a reference; no definition has a billion revisions."""
+
 
 def decide_submit(state: KernelState, request: SubmitJob) -> tuple[list[JobSubmitted], int]:
     """The event, or none where the client token is known; and the serial of the job."""
@@ -84,7 +87,7 @@ def find_definition(state: KernelState, reference: str) -> DefinitionRow:
     if revisions is None:
         raise NotFound("job definition", reference)
     if number:
-        row = revisions.get(int(number)) if number.isdecimal() else None
+        row = revisions.get(int(number)) if number.isdecimal() and len(number) <= REVISION_DIGITS_MAX else None
         if row is None:
             raise NotFound("job definition", reference, f"its revisions are 1 to {len(revisions)}")
         if not row.active:
