@@ -89,7 +89,7 @@ class InlineBackend:
 
     def __init__(self, functions: Mapping[str, Function] | None = None) -> None:
         self._functions = dict(functions or {})
-        for name, function in dict[object, object](functions or {}).items():
+        for name, function in dict[Any, Any](functions or {}).items():
             if not isinstance(name, str) or not callable(function):
                 raise InvalidValue("functions", {name: function}, "it maps names to coroutine functions")
         self._tasks: dict[AttemptKey, asyncio.Task[int | None]] = {}
