@@ -1,0 +1,207 @@
+"""What must be true of any run of the core, worked out from its events and effects alone.
+
+It keeps its own books (statuses, live attempts, load per host) and never looks at how the core keeps its own,
+except to compare at the end of a step. The edges are contract 2.4's, written out here a second time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from anybatch.kernel.core import events as ev
+from anybatch.kernel.core.effects import LaunchAttempts, NotifyChildren, NotifyJob, StopAttempts
+from anybatch.kernel.core.machine import Step
+from anybatch.kernel.core.model import Shape
+from anybatch.kernel.core.state import KernelState
+from anybatch.kernel.core.states import STATUSES
+
+EDGES = {
+    ("SUBMITTED", "PENDING"),
+    ("SUBMITTED", "RUNNABLE"),
+    ("SUBMITTED", "FAILED"),
+    ("PENDING", "RUNNABLE"),
+    ("PENDING", "FAILED"),
+    ("RUNNABLE", "STARTING"),
+    ("RUNNABLE", "FAILED"),
+    ("STARTING", "RUNNING"),
+    ("STARTING", "RUNNABLE"),
+    ("STARTING", "FAILED"),
+    ("RUNNING", "SUCCEEDED"),
+    ("RUNNING", "RUNNABLE"),
+    ("RUNNING", "FAILED"),
+}
+Child = tuple[int, int]
+
+
+class Oracle:
+    """Takes each step as it comes; raises AssertionError where one breaks a rule."""
+
+    def __init__(self) -> None:
+        self.status: dict[Child, str] = {}
+        self.parent: dict[int, str] = {}
+        self.shape: dict[int, Shape] = {}
+        self.size: dict[int, int] = {}
+        self.depends_on: dict[int, set[int]] = {}
+        self.queue: dict[int, str] = {}
+        self.given_up: set[Child] = set()
+        """Children that nothing may be started for any more."""
+        self.number: dict[Child, int] = {}
+        self.live: dict[Child, int] = {}
+        """Live children, each with its host."""
+        self.gpus: dict[Child, tuple[int, ...]] = {}
+        self.hosts: dict[int, ev.HostJoined] = {}
+        self.launched: set[tuple[int, int, int]] = set()
+        self.ended: Counter[Child] = Counter()
+        self.told: Counter[tuple[int, int | None]] = Counter()
+        self.to_launch: set[tuple[int, int, int]] = set()
+
+    def take(self, step: Step, state: KernelState, *, adopted: bool = False) -> None:
+        """Check a step, and compare the books with the state behind it. What is `adopted` runs already."""
+        placed_on: set[int] = set()
+        for event in step.events:
+            self._event(event, placed_on)
+        for effect in step.effects:
+            match effect:
+                case LaunchAttempts():
+                    for i in effect.indexes:
+                        key = (effect.job, i, effect.number)
+                        assert key not in self.launched, f"attempt {key} is launched twice"
+                        assert key in self.to_launch, f"attempt {key} is launched without having been placed"
+                        self.launched.add(key)
+                        self.to_launch.discard(key)
+                case StopAttempts():
+                    for i, number in effect.attempts:
+                        key = (effect.job, i, number)
+                        assert key in self.launched, f"attempt {key} is stopped but was never launched"
+                case NotifyJob():
+                    self.told[effect.job, None] += 1
+                case NotifyChildren():
+                    self.told.update((effect.job, i) for i in effect.indexes)
+        assert not self.to_launch, f"placed but not launched: {self.to_launch}"
+        if not adopted:
+            self._check_capacity(placed_on)
+        self._compare(state)
+
+    def _move(self, job: int, i: int, target: str) -> None:
+        edge = (self.status[job, i], target)
+        assert edge in EDGES, f"{job}:{i} went {edge[0]} -> {edge[1]}"
+        self.status[job, i] = target
+        if target in ("SUCCEEDED", "FAILED"):
+            self.ended[job, i] += 1
+
+    def _event(self, event: ev.AnyEvent, placed_on: set[int]) -> None:
+        match event:
+            case ev.JobSubmitted(serial=serial, spec=spec, size=size, queue=queue, depends_on=depends_on):
+                assert serial not in self.size
+                self.size[serial], self.shape[serial] = size or 1, spec.shape
+                self.queue[serial] = queue
+                self.depends_on[serial] = {dependency.job for dependency in depends_on}
+                for i in range(size or 1):
+                    self.status[serial, i] = "SUBMITTED"
+                if size is not None:
+                    self.parent[serial] = "SUBMITTED"
+            case ev.WorkHeld() | ev.WorkReleased() | ev.WorkFailed():
+                kinds = {ev.WorkHeld: "PENDING", ev.WorkReleased: "RUNNABLE", ev.WorkFailed: "FAILED"}
+                assert len(event), "an event about nobody"
+                for i in event.each():
+                    self._move(event.job, i, kinds[type(event)])
+            case ev.ParentHeld(job=job):
+                assert self.parent[job] == "SUBMITTED"
+                self.parent[job] = "PENDING"
+            case ev.ParentEnded(job=job, succeeded=succeeded):
+                ends = {self.status[job, i] for i in range(self.size[job])}
+                assert self.parent[job] == "PENDING"
+                assert ends <= {"SUCCEEDED", "FAILED"}
+                assert succeeded == (ends == {"SUCCEEDED"})
+                self.parent[job] = "SUCCEEDED" if succeeded else "FAILED"
+            case ev.AttemptsPlaced():
+                placed_on.add(event.host)
+                self._placed(event)
+            case ev.AttemptsStarted():
+                for i in event.each():
+                    assert self.number[event.job, i] == event.number
+                    self._move(event.job, i, "RUNNING")
+            case ev.AttemptsEnded():
+                for i in event.each():
+                    assert self.number[event.job, i] == event.number
+                    assert (event.job, i) in self.live, f"the end of {(event.job, i)}, which was not live"
+                    del self.live[event.job, i]
+                    self.gpus.pop((event.job, i), None)
+                    self._move(event.job, i, STATUSES[event.status].value)
+            case ev.CancelRequested(job=job, index=index):
+                self.given_up.update((job, i) for i in (range(self.size[job]) if index is None else (index,)))
+            case ev.QueueDeleted(name=name):
+                for serial in [serial for serial, queue in self.queue.items() if queue == name]:
+                    self.given_up.update((serial, i) for i in range(self.size.get(serial, 0)))
+            case ev.JobsForgotten(jobs=forgotten):
+                for gone in forgotten:
+                    self._forget(gone.serial)
+            case ev.HostJoined():
+                self.hosts[event.serial] = event
+            case ev.HostLeft(serial=serial):
+                assert serial not in self.live.values(), "a host left with attempts on it"
+                del self.hosts[serial]
+            case ev.EnvironmentDeleted(name=name):
+                for serial in [s for s, host in self.hosts.items() if host.environment == name]:
+                    assert serial not in self.live.values()
+                    del self.hosts[serial]
+            case ev.StopRequested():
+                for i in event.each():
+                    assert self.number[event.job, i] == event.number
+                    assert (event.job, i) in self.live
+            case _:
+                pass
+
+    def _forget(self, serial: int) -> None:
+        """Only an ended job is forgotten, and none that an unfinished one waits for or has waited for."""
+        assert self._ended(serial), f"job {serial} is forgotten while it goes on"
+        for other, depends_on in self.depends_on.items():
+            assert serial not in depends_on or self._ended(other), f"{other} depends on {serial}, which is forgotten"
+        for i in range(self.size.pop(serial)):
+            del self.status[serial, i]
+        self.parent.pop(serial, None)
+        self.depends_on.pop(serial)
+
+    def _ended(self, serial: int) -> bool:
+        return {self.status[serial, i] for i in range(self.size[serial])} <= {"SUCCEEDED", "FAILED"}
+
+    def _placed(self, event: ev.AttemptsPlaced) -> None:
+        for n, i in enumerate(event.each()):
+            child = (event.job, i)
+            assert child not in self.live, f"two attempts of {child} at once"
+            assert child not in self.given_up, f"{child} was cancelled, terminated or its queue deleted, and runs again"
+            assert event.number == self.number.get(child, 0) + 1, f"attempt numbers of {child} go up by one"
+            self.number[child] = event.number
+            self.live[child] = event.host
+            if self.shape[event.job].gpus:
+                assert event.gpus is not None
+                assert len(event.gpus[n]) == self.shape[event.job].gpus
+                self.gpus[child] = tuple(event.gpus[n])
+            self._move(event.job, i, "STARTING")
+            self.to_launch.add((event.job, i, event.number))
+
+    def _check_capacity(self, placed_on: set[int]) -> None:
+        """A host that was given something holds no more than it offers (one that shrank may, until then)."""
+        for serial in placed_on:
+            here = [child for child, host in self.live.items() if host == serial]
+            offer = self.hosts[serial]
+            assert sum(self.shape[job].vcpus_milli for job, _ in here) <= offer.vcpus_milli, "vCPUs exceeded"
+            if offer.memory_mib is not None:
+                assert sum(self.shape[job].memory_mib for job, _ in here) <= offer.memory_mib, "memory exceeded"
+            devices = [device for child in here for device in self.gpus.get(child, ())]
+            assert len(devices) == len(set(devices)), "a GPU is given out twice"
+
+    def _compare(self, state: KernelState) -> None:
+        assert all(times == 1 for times in self.ended.values()), "a child ended twice"
+        assert self.size.keys() == state.jobs.keys()
+        for serial, size in self.size.items():
+            job = state.jobs[serial]
+            found = [STATUSES[byte].value for byte in job.children.status]
+            assert found == [self.status[serial, i] for i in range(size)]
+            assert sum(job.children.counts) == size
+            assert job.status.value == self.parent.get(serial, found[0])
+            if job.ended:
+                assert self.told[serial, None] == 1, f"whoever waits for job {serial} is told once"
+            if job.size is not None:
+                for i, status in enumerate(found):
+                    assert self.told[serial, i] == (status in ("SUCCEEDED", "FAILED"))
