@@ -12,4 +12,16 @@ from typing import Final
 NEEDS_CGROUP: Final = "needs a cgroup v2 tree that this user may write to"
 """Memory limits by the kernel: containers often mount the tree read-only."""
 
-ALLOWED: Final = frozenset({NEEDS_CGROUP})
+NEEDS_CHATTR: Final = "needs chattr +i, for root ignores modes"
+"""A file that even root cannot write to: the file systems of containers often lack the attribute, or root the right."""
+
+NEEDS_MOUNT: Final = "needs the right to mount a tmpfs"
+"""A small disk that gets full: containers are seldom allowed to mount."""
+
+NEEDS_NAMESPACE: Final = "needs the right to make a pid namespace"
+"""A process that sees other process ids than the test does: containers are seldom allowed to."""
+
+NEEDS_STRACE: Final = "needs strace, and the right to trace a child"
+"""The real system calls, in their order."""
+
+ALLOWED: Final = frozenset({NEEDS_CGROUP, NEEDS_CHATTR, NEEDS_MOUNT, NEEDS_NAMESPACE, NEEDS_STRACE})

@@ -28,7 +28,7 @@ import structlog
 from .core.errors import EventsTrimmed, JournalDamaged, JournalError
 from .core.events import AnyEvent
 from .journal_check import admit, check_kind, set_aside
-from .journal_db import connect, epoch_crc, make, record_crc, snapshot_crc
+from .journal_db import connect, epoch_crc, is_whole, make, record_crc, snapshot_crc
 from .journal_mark import MarkFile
 from .journal_memory import MemoryJournal
 from .journal_place import check_place, lock, sync_folder
@@ -142,9 +142,8 @@ class FileJournal:
 
     def _open(self) -> None:
         db = self._db
-        if Path(f"{self.path}-wal").exists():
-            # Written anew and synced, whatever became of the syncs of the process that wrote it.
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        # What a kernel left that was not closed is written anew and synced, whatever became of its own syncs.
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         row = db.execute("SELECT first, count FROM log ORDER BY first DESC LIMIT 1").fetchone()
         self._snapshots = self._readable_snapshots()
         kept = self._snapshots[-1] if self._snapshots else 0
@@ -162,7 +161,7 @@ class FileJournal:
         found = []
         for (seq,) in self._db.execute("SELECT seq FROM snapshot ORDER BY seq").fetchall():
             crc, data = self._db.execute("SELECT crc, data FROM snapshot WHERE seq = ?", (seq,)).fetchone()
-            if crc == snapshot_crc(seq, data):
+            if is_whole(snapshot_crc, seq, data, said=crc):
                 found.append(seq)
             else:
                 log.warning("journal_snapshot_unreadable", journal=str(self.path), at=seq)
@@ -310,7 +309,7 @@ class FileJournal:
         for first, at_ms, count, crc, data in rows:
             if first + count - 1 <= after:
                 continue
-            if crc != record_crc(first, at_ms, count, data):
+            if not is_whole(record_crc, first, at_ms, count, data, said=crc):
                 if records:
                     break
                 raise JournalDamaged(f"{self.path}: the record of event {first} is not what was written", first=first)

@@ -9,17 +9,27 @@ import contextlib
 import os
 import shutil
 import sqlite3
-import struct
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from .core.errors import JournalDamaged, JournalError
 from .core.events import RECORD_VERSION
-from .journal_db import APPLICATION_ID, clear, connect, create, epoch_crc, finish, record_crc, snapshot_crc
+from .journal_db import (
+    APPLICATION_ID,
+    TABLES,
+    clear,
+    connect,
+    create,
+    epoch_crc,
+    finish,
+    is_whole,
+    record_crc,
+    snapshot_crc,
+)
 from .journal_mark import Mark
 from .journal_place import sync_folder
 from .journal_types import JournalLoss
@@ -143,6 +153,7 @@ def _view(path: Path, folder: Path, *, wal: bool) -> Iterator[sqlite3.Connection
             if os.path.exists(f"{path}{suffix}"):
                 _link(f"{path}{suffix}", f"{place / 'journal'}{suffix}")
         with contextlib.closing(connect(place / "journal", read_only=True)) as db:
+            db.execute("PRAGMA writable_schema=ON")  # so that a file that is too short can be read as far as it goes
             yield db
     finally:
         shutil.rmtree(place, ignore_errors=True)
@@ -164,6 +175,9 @@ def _survey(path: Path, folder: Path, *, wal: bool) -> Survey:
                 said = db.execute("PRAGMA quick_check(1)").fetchone()[0]
                 if said != "ok":
                     found.trouble = " ".join(said.removeprefix("*** in database main ***").split())
+            tables = tuple(sql for (sql,) in db.execute("SELECT sql FROM sqlite_master ORDER BY name"))
+            if tables != TABLES:
+                found.trouble = found.trouble or "its tables are not those of a journal"
             _read_through(db, found)
     except (sqlite3.Error, ValueError, TypeError) as e:
         found.trouble = found.trouble or str(e)
@@ -181,39 +195,48 @@ def _read_through(db: sqlite3.Connection, found: Survey) -> None:
             break
         unreadable = max(unreadable, seq)
     found.readable = found.base
-    for record in db.execute(f"{RECORDS} WHERE first > ? ORDER BY first", (found.base,)):
-        if not _is_whole(record):
-            found.expected = found.readable + 1
-            found.trouble = found.trouble or f"the record of event {record[0]} is not what was written"
-            break
-        if record[0] != found.readable + 1:
-            found.trouble = found.trouble or f"events {found.readable + 1} to {record[0] - 1} are not there"
-            break
-        found.readable += record[2]
+    try:
+        for first, _, count, _, _ in _records(db, found.base):
+            found.readable = first + count - 1
+    except _Unreadable as e:
+        found.expected = found.readable + 1
+        found.trouble = found.trouble or str(e)
     if found.readable < unreadable:
         found.trouble = found.trouble or f"the snapshot at event {unreadable} is not what was written"
     for record in db.execute(f"{RECORDS} ORDER BY first DESC LIMIT 1"):
         if _is_whole(record):
             found.expected = record[0] + record[2] - 1
     for first, epoch, crc in db.execute("SELECT first, epoch, crc FROM epoch"):
-        if crc != epoch_crc(first, epoch):
+        if not is_whole(epoch_crc, first, epoch, said=crc):
             found.trouble = found.trouble or "an entry of its list of epochs is not what was written"
 
 
-def _is_whole(record: tuple[int, int, int, int, bytes]) -> bool:
+class _Unreadable(Exception):
+    pass
+
+
+def _records(db: sqlite3.Connection, after: int) -> Iterator[tuple[Any, ...]]:
+    """The records after a snapshot, each whole and with no gap before it."""
+    for record in db.execute(f"{RECORDS} WHERE first > ? ORDER BY first", (after,)):
+        if not _is_whole(record):
+            raise _Unreadable(f"the record of event {after + 1} is not what was written")
+        if record[0] != after + 1:
+            raise _Unreadable(f"events {after + 1} to {record[0] - 1} are not there")
+        after += record[2]
+        yield record
+
+
+def _is_whole(record: tuple[Any, ...]) -> bool:
     first, at_ms, count, crc, data = record
-    try:
-        return count > 0 and crc == record_crc(first, at_ms, count, data)
-    except (TypeError, struct.error):  # columns of other types
-        return False
+    return is_whole(record_crc, first, at_ms, count, data, said=crc)
 
 
 def _snapshot(db: sqlite3.Connection, seq: int) -> tuple[int, int, bytes] | None:
     """The row of a snapshot that can be read."""
-    with contextlib.suppress(sqlite3.Error, TypeError):
-        row: tuple[int, int, bytes] = db.execute("SELECT seq, crc, data FROM snapshot WHERE seq = ?", (seq,)).fetchone()
-        if row[1] == snapshot_crc(row[0], row[2]):
-            return row
+    with contextlib.suppress(sqlite3.Error):
+        for row in db.execute("SELECT seq, crc, data FROM snapshot WHERE seq = ?", (seq,)):
+            if is_whole(snapshot_crc, seq, row[2], said=row[1]):
+                return seq, row[1], row[2]
     return None
 
 
@@ -255,18 +278,18 @@ def _copy(source: sqlite3.Connection, db: sqlite3.Connection, found: Survey) -> 
     row = _snapshot(source, found.base)
     if row is not None:
         db.execute("INSERT INTO snapshot VALUES (?, ?, ?)", row)
-    span = (found.base, found.readable)
-    for record in source.execute(f"{RECORDS} WHERE first > ? AND first <= ? ORDER BY first", span):
-        db.execute("INSERT INTO log VALUES (?, ?, ?, ?, ?)", record)
+    with contextlib.suppress(sqlite3.Error, _Unreadable):  # as it was when it was surveyed
+        for record in _records(source, found.base):
+            db.execute("INSERT INTO log VALUES (?, ?, ?, ?, ?)", record)
     with contextlib.suppress(sqlite3.Error):  # what came before is history: as much of it as hangs together
         first = found.base + 1
         for record in source.execute(f"{RECORDS} WHERE first <= ? ORDER BY first DESC", (found.base,)):
-            if record[0] + record[2] != first or not _is_whole(record):
+            if not _is_whole(record) or record[0] + record[2] != first:
                 break
             db.execute("INSERT INTO log VALUES (?, ?, ?, ?, ?)", record)
             first = record[0]
     with contextlib.suppress(sqlite3.Error):
         for first, epoch, crc in source.execute("SELECT first, epoch, crc FROM epoch"):
-            if crc == epoch_crc(first, epoch):
+            if is_whole(epoch_crc, first, epoch, said=crc):
                 db.execute("INSERT INTO epoch VALUES (?, ?, ?)", (first, epoch, crc))
     db.execute("COMMIT")

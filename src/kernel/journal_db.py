@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from struct import Struct
-from typing import Final
+from typing import Any, Final
 
 from .core.events import RECORD_VERSION
 from .journal_place import sync_folder
@@ -18,19 +19,12 @@ APPLICATION_ID: Final = 0x61626A31
 BUSY_S: Final = 5.0
 """How long to wait where somebody else (a backup, a curious `sqlite3`) holds the database."""
 
-SCHEMA: Final = f"""
-PRAGMA auto_vacuum = INCREMENTAL;
-BEGIN;
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {RECORD_VERSION};
-CREATE TABLE log (
-    first INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, count INTEGER NOT NULL, crc INTEGER NOT NULL, data BLOB NOT NULL
-);
-CREATE TABLE epoch (first INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, crc INTEGER NOT NULL);
-CREATE TABLE snapshot (seq INTEGER PRIMARY KEY, crc INTEGER NOT NULL, data BLOB NOT NULL);
-COMMIT;
-"""
-_NUMBERS: Final = Struct("<qqq").pack
+TABLES: Final = (
+    "CREATE TABLE epoch (first INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, crc INTEGER NOT NULL)",
+    "CREATE TABLE log (first INTEGER PRIMARY KEY, at_ms INTEGER, count INTEGER, crc INTEGER, data BLOB)",
+    "CREATE TABLE snapshot (seq INTEGER PRIMARY KEY, crc INTEGER NOT NULL, data BLOB NOT NULL)",
+)
+_NUMBERS: Final = struct.Struct("<qqq").pack
 
 
 def record_crc(first: int, at_ms: int, count: int, data: bytes) -> int:
@@ -46,6 +40,14 @@ def snapshot_crc(seq: int, data: bytes) -> int:
 def epoch_crc(first: int, epoch: int) -> int:
     """The checksum of the row that says in which epoch events from `first` on were committed."""
     return record_crc(first, epoch, 0, b"")
+
+
+def is_whole(crc: Callable[..., int], *columns: Any, said: Any) -> bool:
+    """Whether columns are what was written, by this checksum of them. Damaged ones may be of any type."""
+    try:
+        return bool(crc(*columns) == said)
+    except (TypeError, struct.error):
+        return False
 
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
@@ -68,7 +70,15 @@ def create(path: Path) -> sqlite3.Connection:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     db = connect(path)
     try:
-        db.executescript(SCHEMA)
+        db.execute("PRAGMA journal_mode=MEMORY")  # `finish` syncs it as a whole
+        db.execute("PRAGMA synchronous=OFF")
+        db.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        db.execute("BEGIN")
+        db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+        db.execute(f"PRAGMA user_version={RECORD_VERSION}")
+        for table in TABLES:
+            db.execute(table)
+        db.execute("COMMIT")
     except BaseException:
         db.close()
         raise
