@@ -4,15 +4,19 @@ A backend serves one compute environment. It is told what to run in batches (`La
 attempts that share all but their index) and reports back through the `BackendContext` it was started
 with; reports of one turn of the event loop are handled, and committed, together.
 
-The rules that every backend keeps:
+The rules that every backend keeps (docs/conformance.md lists them one by one, each with its check in
+`anybatch.testing.backend_kit`):
 
-- An attempt is named by its `AttemptKey`. Launching the same attempt twice runs it once.
-- Every launched attempt is reported `exited` or `lost` exactly once in the end. `started` may be left
-  out when it never ran, and may be overtaken by `exited`. A repeated report changes nothing.
+- An attempt is named by its `AttemptKey`. Launching the same attempt twice, also in one call, runs it once.
+- Every launched attempt is reported `exited`, `timed_out` or `lost` exactly once in the end. `started` may be
+  left out when it never ran, and may be overtaken by `exited`. A repeated report changes nothing. An end that
+  has not become durable (`when_durable`) is kept, and reported again to the next kernel that asks for it.
 - `start` is given every attempt that was in flight when the kernel last stopped. Before it returns it
   has reported each as started, exited, lost or unknown, or has launched it (when it can be sure that
-  it never ran). The kernel places nothing here until `start` has returned.
-- After `close` has returned nothing is reported. Attempts that can outlive the process go on.
+  it never ran). What a host holds besides is reported `found` by then. The kernel places nothing here until
+  `start` has returned. Without `Capabilities.reattach` nothing outlives `close`, and what was known is lost.
+- After `close` has returned nothing is reported, and no task, thread or open file of the backend's is left.
+  Attempts that can outlive the process go on if `BackendContext.durable`, else they are ended.
 - A method that raises, or that takes longer than the kernel's bound for it, costs this environment
   only: it turns INVALID with the error as its reason.
 """
@@ -133,6 +137,9 @@ class BackendContext(Protocol):
     `state_dir` is this environment's folder beside the journal (a temporary one for a journal in
     memory), `logs_dir` the journal's folder for logs, `runtime_dir` a short private path for sockets.
     `durable` tells whether a later kernel will come back to this state.
+
+    Times are whole epoch milliseconds by `clock` (of a host with a clock of its own: translated), and come in
+    order: launched, started, ended, now. Lists of codes and times have one entry per index.
     """
 
     kernel_id: str
@@ -163,7 +170,10 @@ class BackendContext(Protocol):
         reason: str | None = None,
         status_reason: str | None = None,
     ) -> None:
-        """These attempts have ended, each with its exit code (128+n for signal n; None: there is none).
+        """These attempts have ended, each with its exit code: 0 to 255, 128+n for signal n, None if there is none.
+
+        An attempt that could not start has no code, and a `reason`; what it would have run is never a reason for
+        `launch` to raise. By now all that it wrote can be read from `logs`.
 
         `reason` is the cause as AWS gives it for a container (at most 255 characters), `status_reason`
         replaces "Essential container in task exited", for example for one that could not start. Both hold
@@ -194,7 +204,10 @@ class BackendContext(Protocol):
         """These attempts were not found just now. Never a reason to run them again by itself."""
 
     def failed(self, reason: str) -> None:
-        """The environment cannot work; it turns INVALID with this reason until it is updated."""
+        """The environment cannot work; it turns INVALID with this reason until it is updated.
+
+        For what somebody has to mend. What comes right by itself, and what concerns single attempts, is no reason.
+        """
 
     def when_durable(self, callback: Callable[[], None]) -> None:
         """Call back, on the loop, once everything reported so far is synced to disk: the backend's acknowledgement."""
@@ -215,24 +228,49 @@ class Backend(Protocol):
     async def start(self, context: BackendContext, known: Sequence[Launch]) -> None:
         """Report hosts, and settle every known attempt; then be ready for `launch`.
 
+        The hosts of an unmanaged environment that are there have been reported when it returns.
+
         Called again on a backend that works when its environment's settings have changed: `context` carries
-        the new ones and replaces the earlier context, attempts in flight go on and are among the known.
+        the new ones and replaces the earlier context, attempts in flight go on and are among the known. Hosts
+        are reported again, with what they offer now; the earlier context is told nothing any more.
 
         Raises:
             BackendError: it cannot work as configured; the environment turns INVALID with the message.
         """
 
     async def launch(self, launches: Sequence[Launch]) -> None:
-        """Run these. Returns once they are handed over; what becomes of each is reported."""
+        """Run these. Returns once they are handed over; what becomes of each is reported.
+
+        An attempt has a clean environment: a base of the backend's that holds nothing of the kernel's process,
+        `AttemptSpec.environment`, and `Launch.variables`, of which the later win.
+
+        Raises:
+            BackendError: none of these runs, and nothing is reported of them. `retryable`: it costs these attempts
+                only. Any other error, and one that is not retryable, costs the environment too.
+        """
 
     async def stop(self, attempts: Sequence[AttemptKey], grace_ms: int) -> None:
-        """End these: SIGTERM to the whole tree now, SIGKILL after `grace_ms`. Unknown or ended ones are ignored."""
+        """End these: SIGTERM to the whole tree now, SIGKILL after `grace_ms`. Unknown or ended ones are ignored.
+
+        Returns once that is under way; the end of each is reported as any other, with its own exit code if it
+        chose one. One that has not started yet ends too. Of several stops the earliest SIGKILL counts. The tree
+        is every process that the attempt has begotten, also in groups and sessions of their own.
+        """
 
     def logs(self, attempt: AttemptKey, *, follow: bool) -> AsyncIterator[bytes]:
-        """What the attempt has written so far, in pieces; with `follow`, until it has ended."""
+        """What the attempt has written so far, in pieces; with `follow`, until it has ended.
+
+        stdout and stderr in the order of their writes (where they come apart: each in its own). With `follow`
+        pieces come while it runs. Complete once the end was reported, and also for a later kernel. Of an attempt
+        that is not known, or has written nothing, there is nothing.
+        """
 
     async def close(self) -> None:
-        """Let go. Attempts that can outlive the process go on (the kernel has stopped those it wants stopped)."""
+        """Let go. Attempts that can outlive the process go on (the kernel has stopped those it wants stopped).
+
+        Where `BackendContext.durable` is False nobody will come back, and they end. Also called after a `start`
+        that failed, or was never made.
+        """
 
 
 def log_path(logs_dir: Path, attempt: AttemptKey) -> Path:

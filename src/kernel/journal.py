@@ -294,6 +294,14 @@ class FileJournal:
     def oldest(self) -> int:
         return min(self._oldest, self.last + 1)
 
+    @property
+    def size(self) -> int:
+        page, count, free = (
+            int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
+            for name in ("page_size", "page_count", "freelist_count")
+        )
+        return page * (count - free)
+
     def read(self, after: int) -> list[Record]:
         oldest = self.oldest
         if after + 1 < oldest:

@@ -31,6 +31,10 @@ class MemoryJournal:
     def oldest(self) -> int:
         return self._records[0].first if self._records else self.last + 1
 
+    @property
+    def size(self) -> int:
+        return 0
+
     def load(self, older: int = 0) -> tuple[bytes | None, Iterator[Record]]:
         return None, iter(())
 

@@ -63,6 +63,10 @@ class Journal(Protocol):
     def oldest(self) -> int:
         """The sequence number of the oldest event kept (the next one's when there is none)."""
 
+    @property
+    def size(self) -> int:
+        """How many bytes are in use on disk, snapshots included; 0 for a journal in memory."""
+
     def load(self, older: int = 0) -> tuple[bytes | None, Iterator[Record]]:
         """The newest snapshot (or the one `older` before it), and the records after it.
 

@@ -39,6 +39,7 @@ from .resource_calls import ResourceCalls
 from .runtime import Runtime
 from .runtime_dir import runtime_dir as make_runtime_dir
 from .stream import EventId, EventStream
+from .trimming import ForgottenJobs, Trimmer
 from .views import (
     JobDetail,
 )
@@ -51,6 +52,12 @@ STOP_S_MAX: Final = 90.0
 """How long a closing kernel waits for what it stops: the grace of 30 s, and time for the reports."""
 RUN_NAME: Final = "anybatch-run"
 """The environment and the queue that `Kernel.run` makes for itself."""
+
+
+RETAIN_EVENTS_S: Final = 7 * 86_400.0
+"""How long events are kept, unless told otherwise."""
+RETAIN_EVENTS_BYTES: Final = 1 << 30
+"""How large the journal may grow before events go that are younger, unless told otherwise."""
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +98,9 @@ class Kernel(JobCalls, ResourceCalls):
     what was given up. A journal on a network file system is refused too, unless `allow_network_file_system` says
     that no other machine uses it.
 
+    Events are kept for `retain_events` seconds (7 days), or until the journal is larger than `retain_events_bytes`
+    (1 GiB); what a recovery or an unfinished job needs is kept in any case. Ended jobs are kept as their queue says.
+
     Methods raise `RequestError` (and change nothing) for what cannot be done as asked, `KernelClosed` once
     the kernel is closed. Wherever a job's id is taken, a handle or the job's name is too.
     """
@@ -107,6 +117,8 @@ class Kernel(JobCalls, ResourceCalls):
         runtime_dir: str | os.PathLike[str] | None = None,
         accept_loss: bool = False,
         allow_network_file_system: bool = False,
+        retain_events: float = RETAIN_EVENTS_S,
+        retain_events_bytes: int = RETAIN_EVENTS_BYTES,
     ) -> None:
         if on_close not in (None, "detach", "drain", "stop"):
             raise InvalidValue("on_close", on_close, "it is 'detach', 'drain' or 'stop'")
@@ -124,6 +136,8 @@ class Kernel(JobCalls, ResourceCalls):
         self._temporary: str | None = None
         self._accept_loss = args.flag("accept_loss", accept_loss)
         self._allow_network = args.flag("allow_network_file_system", allow_network_file_system)
+        self._retain_events_ms = args.milliseconds("retain_events", retain_events)
+        self._retain_events_bytes = args.whole("retain_events_bytes", retain_events_bytes)
         self._entered = False
         self._runtime: Runtime | None = None
 
@@ -142,6 +156,8 @@ class Kernel(JobCalls, ResourceCalls):
             self._drivers = Drivers(runtime, self._registry, self._runtime_dir, self._start_driver, self._cleaner)
             runtime.effects = self._drivers
             self._runtime = runtime
+            self._trimmer = Trimmer(runtime, self._retain_events_ms, self._retain_events_bytes)
+            self._forgotten = ForgottenJobs(runtime)
             self._starting: asyncio.Queue[Driver | None] = asyncio.Queue()
             self._drivers.open()
         except BaseException:
@@ -180,6 +196,7 @@ class Kernel(JobCalls, ResourceCalls):
         try:
             async with anyio.create_task_group() as drivers:
                 drivers.start_soon(self._cleaner.run, name="anybatch-cleaner")
+                drivers.start_soon(self._trimmer.run, name="anybatch-trimmer")
                 while (driver := await self._starting.get()) is not None:
                     drivers.start_soon(driver.run, name=f"anybatch-environment-{driver.name}")
         except BaseException as e:
@@ -225,6 +242,7 @@ class Kernel(JobCalls, ResourceCalls):
                 driver.finish()
             self._starting.put_nowait(None)
             self._cleaner.finish()
+            self._trimmer.finish()
             # Bounded: a backend that swallows its cancellation would be waited for for ever.
             _, hanging = await asyncio.wait({self._supervisor}, timeout=CLOSE_S_MAX + FINISH_S_MAX)
             if hanging:
@@ -325,14 +343,14 @@ class Kernel(JobCalls, ResourceCalls):
         """
         runtime = self._open
         if after is None:
-            return EventStream(runtime, runtime.journal.oldest - 1)
+            return EventStream(runtime, self._forgotten, runtime.journal.oldest - 1)
         epoch, sequence = args.event_id("after", after)
         if not 0 <= sequence <= runtime.journal.last:
             raise InvalidValue("after", after, f"the newest event is {tuple(self.last_event_id())}")
         found = runtime.journal.epoch_of(sequence)
         if sequence and found != epoch:
             raise InvalidValue("after", after, f"event {sequence} is of epoch {found}: the log is not the one it was")
-        return EventStream(runtime, sequence)
+        return EventStream(runtime, self._forgotten, sequence)
 
     def last_event_id(self) -> EventId:
         """The id of the newest event: what `events(after=...)` takes to see only later ones."""

@@ -20,6 +20,7 @@ from .core.events import (
     AttemptsEnded,
     AttemptsPlaced,
     AttemptsStarted,
+    ForgottenJob,
     JobSubmitted,
     ParentEnded,
     ParentHeld,
@@ -28,13 +29,14 @@ from .core.events import (
     WorkReleased,
 )
 from .core.model import TEXT_ATTEMPT_ENDED, TEXT_CHILD_FAILED
-from .core.state import KernelState
+from .core.state import JobRow
 from .core.states import STATUSES, JobStatus
 from .views import to_datetime
 
 if TYPE_CHECKING:
     from .journal import Record
     from .runtime import Runtime
+    from .trimming import ForgottenJobs
 
 
 class EventId(NamedTuple):
@@ -85,8 +87,13 @@ class JobEvent(Struct, frozen=True, kw_only=True):
             )
 
 
-def job_event(state: KernelState, event: AnyEvent, ident: EventId, at_ms: int) -> JobEvent | None:
-    """The public event for a journaled one, or None where no job's status changes."""
+def job_event(
+    find: Callable[[int], JobRow | ForgottenJob | None], event: AnyEvent, ident: EventId, at_ms: int
+) -> JobEvent | int | None:
+    """The public event for a journaled one, or None where no job's status changes.
+
+    The serial of the job where `find` does not know it.
+    """
     attempt, codes, status_reason, reason = None, None, None, None
     indexes: Sequence[int] | None = None
     match event:
@@ -114,9 +121,9 @@ def job_event(state: KernelState, event: AnyEvent, ident: EventId, at_ms: int) -
             codes = tuple(None if code == NO_CODE else code for code in found)
         case _:
             return None
-    job = state.jobs.get(serial)
+    job = find(serial)
     if job is None:
-        return None
+        return serial
     return JobEvent(
         id=ident,
         at=to_datetime(at_ms),
@@ -135,9 +142,11 @@ def job_event(state: KernelState, event: AnyEvent, ident: EventId, at_ms: int) -
 class EventStream:
     """An async context manager and iterator of `JobEvent`; made by `Kernel.events`."""
 
-    def __init__(self, runtime: Runtime, after: int) -> None:
+    def __init__(self, runtime: Runtime, forgotten: ForgottenJobs, after: int) -> None:
         self._runtime = runtime
+        self._forgotten = forgotten
         self._after = after
+        self._page_end = after
         self._news = asyncio.Event()
         self._page: Iterator[JobEvent] = iter(())
         self._unlisten: Callable[[], None] | None = None
@@ -163,7 +172,9 @@ class EventStream:
         while True:
             # Nothing is awaited between taking an event and returning it: a wait that is given up loses none.
             for event in self._page:
+                self._after = event.id.sequence
                 return event
+            self._after = self._page_end
             if not await self._turn_page():
                 raise StopAsyncIteration
 
@@ -173,8 +184,9 @@ class EventStream:
         self._news.clear()
         records = [] if runtime.is_closed else runtime.journal.read(self._after)
         if records:
-            self._page = self._events(records)
+            events = await self._events(records)
             await asyncio.sleep(0)
+            self._page, self._page_end = iter(events), records[-1].last
             return True
         if runtime.failure is not None:
             runtime.check_open()
@@ -183,13 +195,20 @@ class EventStream:
         await self._news.wait()
         return True
 
-    def _events(self, records: list[Record]) -> Iterator[JobEvent]:
+    async def _events(self, records: list[Record]) -> list[JobEvent]:
+        jobs, gone, found = self._runtime.state.jobs, dict[int, ForgottenJob](), list[JobEvent]()
         for record in records:
             for n, event in enumerate(record.events):
-                sequence = record.first + n
-                if sequence <= self._after:
+                ident = EventId(record.epoch, record.first + n)
+                if ident.sequence <= self._after:
                     continue
-                self._after = sequence
-                found = job_event(self._runtime.state, event, EventId(record.epoch, sequence), record.at_ms)
-                if found is not None:
-                    yield found
+                made = job_event(lambda serial: jobs.get(serial) or gone.get(serial), event, ident, record.at_ms)
+                if isinstance(made, int):
+                    left = await self._forgotten.find(made)
+                    if left is None:
+                        continue
+                    gone[made] = left
+                    made = job_event(gone.get, event, ident, record.at_ms)
+                if isinstance(made, JobEvent):
+                    found.append(made)
+        return found

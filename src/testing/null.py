@@ -58,7 +58,8 @@ class NullBackend:
         for launch in launches:
             self._context.started(launch.job_id, launch.number, launch.indexes)
             if self._model is None:
-                self._due.append(launch)
+                if launch not in self._due:  # the same twice before the next turn runs once
+                    self._due.append(launch)
             else:
                 self._schedule(launch, self._model)
         if self._due and not self._scheduled:

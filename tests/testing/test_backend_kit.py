@@ -57,17 +57,7 @@ NULL_MODEL = Description(
 PROCESS = Description(factory=partial(ProcessBackend, agent_idle_ms=1_000), enforces_timeouts=True)
 
 RIGHT = {"inline": INLINE, "null": NULL, "null with a model": NULL_MODEL, "process": PROCESS}
-KNOWN = {
-    # What is launched twice within one turn ends twice: a repeated report, which changes nothing for a kernel.
-    ("null", "launching_twice_at_once_ends_once"): pytest.mark.xfail(strict=True, raises=RuleBroken),
-}
-"""Broken rules that are to be mended."""
-
-EACH = [
-    pytest.param(check, id=f"{name}-{check}", marks=KNOWN.get((name, check.name), ()))
-    for name, about in RIGHT.items()
-    for check in checks_for(about)
-]
+EACH = [pytest.param(check, id=f"{name}-{check}") for name, about in RIGHT.items() for check in checks_for(about)]
 
 
 @pytest.mark.parametrize("check", EACH)
