@@ -297,7 +297,7 @@ class Rig:
         return job.status if index is None else STATUSES[job.children.status[index]]
 
     def statuses(self, serial: int) -> str:
-        """Of all children, by initials: S(ubmitted) P(ending) R(unnable) s(tarting) r(unning) + (SUCCEEDED) - (FAILED)."""
+        """Of all children, by initials: Submitted Pending Runnable starting running, + for SUCCEEDED, - for FAILED."""
         return "".join("SPRsr+-"[byte] for byte in self.job(serial).children.status)
 
     def reason(self, serial: int, index: int = 0) -> str | None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import core_rig
 import pytest
-from anybatch.kernel.core import evolve, follow, machine, placement, reports, snapshot
 from anybatch.kernel.core import events as ev
+from anybatch.kernel.core import evolve, follow, machine, placement, reports, snapshot
 from anybatch.kernel.core import inputs as ask
 from anybatch.kernel.core.children import ORDINARY, Children
 from anybatch.kernel.core.effects import Effect
@@ -244,7 +244,7 @@ def every_host_has_room(patch: pytest.MonkeyPatch) -> None:
 
 
 def attempts_are_launched_twice(patch: pytest.MonkeyPatch) -> None:
-    react = machine.react
+    react = machine.__dict__["react"]
 
     def twice(state: KernelState, event: ev.AnyEvent) -> Iterator[Effect]:
         effects = list(react(state, event))
@@ -304,7 +304,7 @@ def what_was_given_up_is_tried_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def an_end_is_taken_twice(patch: pytest.MonkeyPatch) -> None:
-    ended = machine.decide_ended
+    ended = machine.__dict__["decide_ended"]
 
     def twice(state: KernelState, report: ask.Ended) -> Iterator[ev.AnyEvent]:
         for event in ended(state, report):

@@ -19,7 +19,6 @@ from anybatch.kernel.core.model import (
     EnvironmentBody,
     EvaluateOnExit,
     ExitKind,
-    ResourceState,
     ResourceStatus,
     RetryStrategy,
     Shape,
@@ -31,7 +30,14 @@ from core_oracle import Oracle
 from core_rig import DISABLED, ENABLED, SEQUENTIAL, Rig, after, n_to_n
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 T = TypeVar("T")
 ENVIRONMENTS, QUEUES, HOSTS = ("a", "b"), ("high", "low"), ("h1", "h2", "h3")
@@ -155,10 +161,17 @@ class KernelMachine(RuleBasedStateMachine):
                 depends_on.append(after(other.name if kind == "name" else other.job_id))
         try:
             step = self.rig.submit_step(
-                f"job-{len(jobs) % 5}", *depends_on, queue=asked.queue, size=size, token=asked.token, retry=asked.retry,
-                timeout_ms=asked.timeout_ms, vcpus_milli=shape.vcpus_milli, memory_mib=shape.memory_mib,
+                f"job-{len(jobs) % 5}",
+                *depends_on,
+                queue=asked.queue,
+                size=size,
+                token=asked.token,
+                retry=asked.retry,
+                timeout_ms=asked.timeout_ms,
+                vcpus_milli=shape.vcpus_milli,
+                memory_mib=shape.memory_mib,
                 gpus=shape.gpus,
-            )  # fmt: skip
+            )
         except RequestError:
             return
         self.oracle.take(step, self.rig.state)
@@ -219,13 +232,9 @@ class KernelMachine(RuleBasedStateMachine):
         memory_mib=st.sampled_from((None, 300, 900)),
         gpus=st.sampled_from(((), (0, 1), (1, 2), (0, 1, 2, 3))),
     )
-    def host_up(
-        self, environment: str, host: str, vcpus: int, memory_mib: int | None, gpus: tuple[int, ...]
-    ) -> None:
+    def host_up(self, environment: str, host: str, vcpus: int, memory_mib: int | None, gpus: tuple[int, ...]) -> None:
         self.do(
-            ask.HostUp(
-                environment=environment, host=host, vcpus_milli=1000 * vcpus, memory_mib=memory_mib, gpus=gpus
-            )
+            ask.HostUp(environment=environment, host=host, vcpus_milli=1000 * vcpus, memory_mib=memory_mib, gpus=gpus)
         )
 
     @rule(what=st.integers(0, 2), environment=st.sampled_from(ENVIRONMENTS), keep=st.integers(0, 7))
@@ -247,9 +256,15 @@ class KernelMachine(RuleBasedStateMachine):
         if group is not None:
             serial, attempt, indexes = group
             at_ms = None if early is None else [self.rig.now_ms - early - n for n in range(len(indexes))]
-            self.do(ask.Started(
-                    environment=self.rig.where(serial, *indexes), job=serial, number=attempt, indexes=indexes, at_ms=at_ms
-                ))
+            self.do(
+                ask.Started(
+                    environment=self.rig.where(serial, *indexes),
+                    job=serial,
+                    number=attempt,
+                    indexes=indexes,
+                    at_ms=at_ms,
+                )
+            )
 
     @rule(
         number=numbers,
@@ -268,17 +283,26 @@ class KernelMachine(RuleBasedStateMachine):
         at_ms = None if early is None else [self.rig.now_ms - early - n for n in range(len(indexes))]
         self.do(
             ask.Ended(
-                environment=self.rig.where(serial, *indexes), job=serial, number=attempt, indexes=indexes, kind=kind,
-                at_ms=at_ms, reason=reason,
+                environment=self.rig.where(serial, *indexes),
+                job=serial,
+                number=attempt,
+                indexes=indexes,
+                kind=kind,
+                at_ms=at_ms,
+                reason=reason,
                 codes=codes[: len(indexes)] if kind is not ExitKind.LOST else [None] * len(indexes),
-            )  # fmt: skip
+            )
         )
 
     @rule(number=numbers)
     def unknown(self, number: int) -> None:
         group = self.group(number, STARTING, RUNNING)
         if group is not None:
-            self.do(ask.Unknown(environment=self.rig.where(group[0], *group[2]), job=group[0], number=group[1], indexes=group[2]))
+            self.do(
+                ask.Unknown(
+                    environment=self.rig.where(group[0], *group[2]), job=group[0], number=group[1], indexes=group[2]
+                )
+            )
 
     @rule(number=numbers, environment=st.sampled_from(ENVIRONMENTS), host=st.sampled_from(HOSTS))
     def found(self, number: int, environment: str, host: str) -> None:
@@ -287,9 +311,12 @@ class KernelMachine(RuleBasedStateMachine):
         if group is not None:
             self.do(
                 ask.Found(
-                    environment=environment, host=host, job=group[0], number=group[1] + 1 - number % 8 // 7,
+                    environment=environment,
+                    host=host,
+                    job=group[0],
+                    number=group[1] + 1 - number % 8 // 7,
                     indexes=group[2],
-                )  # fmt: skip
+                )
             )
 
     @precondition(lambda self: self.rig.state.jobs)
@@ -425,8 +452,14 @@ class KernelMachine(RuleBasedStateMachine):
             self.plan(10_000)
             while (group := self.group(0xFFFE, STARTING, RUNNING)) is not None:
                 before = len(self.children(STARTING, RUNNING))
-                self.do(ask.Ended(environment=self.rig.where(group[0], *group[2]), job=group[0], number=group[1], indexes=group[2]))
-                assert len(self.children(STARTING, RUNNING)) < before, f"the end of live attempts changes nothing: {group}, {self.rig.taken[-1]}"
+                self.do(
+                    ask.Ended(
+                        environment=self.rig.where(group[0], *group[2]), job=group[0], number=group[1], indexes=group[2]
+                    )
+                )
+                assert len(self.children(STARTING, RUNNING)) < before, (
+                    f"the end of live attempts changes nothing: {group}, {self.rig.taken[-1]}"
+                )
         left = {s: self.rig.statuses(s) for s, job in self.rig.state.jobs.items() if not job.ended}
         assert left == {}, "jobs that never end"
         assert self.rig.state.unfinished == 0
@@ -444,7 +477,7 @@ SETTINGS = settings(
 
 @pytest.mark.timeout(7200 if THOROUGH else 180)
 def test_whatever_happens_the_rules_hold() -> None:
-    run_state_machine_as_test(KernelMachine, settings=SETTINGS)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(KernelMachine, settings=SETTINGS)
 
 
 # -- the same, with a mistake in the kernel -----------------------------------------------------------------------
@@ -494,4 +527,4 @@ def test_a_kernel_with_a_mistake_does_not_pass(
     mistake(monkeypatch)
     few = settings(SETTINGS, max_examples=300, phases=[Phase.generate], derandomize=True, database=None)
     with pytest.raises(AssertionError, match=complaint):
-        run_state_machine_as_test(KernelMachine, settings=few)  # type: ignore[no-untyped-call]
+        run_state_machine_as_test(KernelMachine, settings=few)

@@ -8,6 +8,7 @@ from anybatch.kernel.core import inputs as ask
 from anybatch.kernel.core.effects import WANT_PLAN, LaunchAttempts, NotifyJob
 from anybatch.kernel.core.events import HostLeft
 from anybatch.kernel.core.machine import next_timer_ms
+from anybatch.kernel.core.model import DependencyType, ExitKind
 from anybatch.kernel.core.reports import UNKNOWN_MS_MAX
 from anybatch.kernel.core.states import SUCCEEDED
 from core_rig import KERNEL_ID, Rig, launches
@@ -84,7 +85,7 @@ def test_a_report_of_another_attempt_changes_nothing(rig: Rig, what: str, number
     items: dict[str, ask.Input] = {
         "start": ask.Started(environment="env", job=job, number=number, indexes=[0]),
         "exit": ask.Ended(environment="env", job=job, number=number, indexes=[0]),
-        "lost": ask.Ended(environment="env", job=job, number=number, indexes=[0], kind=ask.ExitKind.LOST, codes=[None]),
+        "lost": ask.Ended(environment="env", job=job, number=number, indexes=[0], kind=ExitKind.LOST, codes=[None]),
         "unknown": ask.Unknown(environment="env", job=job, number=number, indexes=[0]),
     }
     step = rig.do(items[what])
@@ -287,7 +288,7 @@ def test_other_attempts_that_the_log_does_not_know_are_not_adopted(rig: Rig, why
     job = rig.submit()
     if why == "ended":
         rig.cancel(job)
-    waiting = rig.submit("waiting", ask.DependencyRequest(ask.DependencyType.AFTER_SUCCESS, rig.id(job)))
+    waiting = rig.submit("waiting", ask.DependencyRequest(DependencyType.AFTER_SUCCESS, rig.id(job)))
     items = {
         "number": found(rig, job, 2),
         "pending": found(rig, waiting, 1),

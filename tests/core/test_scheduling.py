@@ -7,7 +7,7 @@ from anybatch.kernel.core import inputs as ask
 from anybatch.kernel.core.effects import LaunchAttempts
 from anybatch.kernel.core.events import AttemptsPlaced
 from anybatch.kernel.core.placement import PASSED_MS_MAX
-from core_rig import Rig, after, launches
+from core_rig import DISABLED, Rig, after, launches
 
 
 def test_sc_1_jobs_start_in_submission_order(rig: Rig) -> None:
@@ -119,7 +119,7 @@ def test_sc_3_an_environment_that_cannot_is_skipped(rig: Rig, why: str) -> None:
     if why == "invalid":
         rig.do(ask.EnvironmentFailed(environment="spare", reason="broken"))
     if why == "disabled":
-        rig.do(ask.UpdateEnvironment(name="spare", state=ask.ResourceState.DISABLED))
+        rig.do(ask.UpdateEnvironment(name="spare", state=DISABLED))
     if why == "unlisted":
         rig.do(ask.OpenKernel(kernel_id="x"))
         rig.do(ask.AllListed(environment="env", hosts=("host",)))

@@ -22,7 +22,7 @@ class Target(NamedTuple):
     """What is to be stopped."""
 
     serial: int
-    index: int
+    at: int
     reference: str
 
 
@@ -58,12 +58,12 @@ def test_ct_what_waits_fails_at_once_with_the_callers_reason(
     step = rig.terminate(target.reference, "why") if terminate else rig.cancel(target.reference, "why")
     assert step.events == [
         ev.CancelRequested(target.serial, 1 if array else None, terminate, "why", None, None),
-        ev.WorkFailed(target.serial, target.index, target.index + 1, None, "why"),
+        ev.WorkFailed(target.serial, target.at, target.at + 1, None, "why"),
     ]
     assert stops(step) == []
-    assert rig.status(target.serial, target.index) == "FAILED"
-    assert rig.reason(target.serial, target.index) == "why"
-    assert rig.past(target.serial, target.index) == []
+    assert rig.status(target.serial, target.at) == "FAILED"
+    assert rig.reason(target.serial, target.at) == "why"
+    assert rig.past(target.serial, target.at) == []
 
 
 @pytest.mark.parametrize("array", [False, True], ids=["single", "child"])
@@ -72,8 +72,8 @@ def test_ct_cancel_of_what_starts_or_runs_has_no_effect(rig: Rig, status: str, a
     target = bring(rig, status, array=array)
     step = rig.cancel(target.reference)
     assert (step.events, step.effects) == ([], [])
-    rig.exit(target.serial, target.index, code=1)
-    assert rig.status(target.serial, target.index) == "RUNNABLE"
+    rig.exit(target.serial, target.at, code=1)
+    assert rig.status(target.serial, target.at) == "RUNNABLE"
 
 
 @pytest.mark.parametrize("code", [0, 143, None])
@@ -85,11 +85,11 @@ def test_ct_2_terminate_of_what_starts_or_runs_stops_it_and_it_is_never_tried_ag
     target = bring(rig, status, array=array)
     step = rig.terminate(target.reference, "why")
     assert step.events == [ev.CancelRequested(target.serial, 1 if array else None, True, "why", None, None)]
-    assert step.effects == [StopAttempts(target.serial, [(target.index, 1)])]
-    assert rig.status(target.serial, target.index) == status
-    rig.exit(target.serial, target.index, code=code)
-    assert rig.status(target.serial, target.index) == "FAILED"
-    assert rig.reason(target.serial, target.index) == "why"
+    assert step.effects == [StopAttempts(target.serial, [(target.at, 1)])]
+    assert rig.status(target.serial, target.at) == status
+    rig.exit(target.serial, target.at, code=code)
+    assert rig.status(target.serial, target.at) == "FAILED"
+    assert rig.reason(target.serial, target.at) == "why"
     if array:
         siblings = rig.statuses(target.serial)[::2]
         assert set(siblings) == {"s"} if status == "STARTING" else {"r"}
@@ -100,11 +100,11 @@ def test_ct_2_terminate_of_what_starts_or_runs_stops_it_and_it_is_never_tried_ag
 @pytest.mark.parametrize("status", ["SUCCEEDED", "FAILED"])
 def test_ct_8_what_has_ended_stays_as_it_is(rig: Rig, status: str, terminate: bool, array: bool) -> None:
     target = bring(rig, status, array=array)
-    before = rig.job(target.serial).children.cause_of(target.index)
+    before = rig.job(target.serial).children.cause_of(target.at)
     step = rig.terminate(target.reference) if terminate else rig.cancel(target.reference)
     assert (step.events, step.effects) == ([], [])
-    assert rig.status(target.serial, target.index) == status
-    assert rig.job(target.serial).children.cause_of(target.index) == before
+    assert rig.status(target.serial, target.at) == status
+    assert rig.job(target.serial).children.cause_of(target.at) == before
 
 
 @pytest.mark.parametrize("terminate", [False, True], ids=["cancel", "terminate"])

@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import anybatch
+import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "backends.md"
 

@@ -7,6 +7,7 @@ import os
 import random
 import sqlite3
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import anybatch.kernel.journal_place as place_module
@@ -29,6 +30,7 @@ from damage_rig import (
     flip,
     look,
     make_journal,
+    quick_folder,
     text_of,
     untouched,
     wal,
@@ -169,17 +171,23 @@ def test_a_truncated_main_file_is_refused_untouched(tmp_path: Path, share: float
     assert found.last + found.loss.events == made.last
 
 
-def test_any_cut_or_flip_is_harmless_or_reported(tmp_path: Path) -> None:
+@pytest.fixture
+def quick_path(tmp_path: Path) -> Iterator[Path]:
+    with quick_folder(tmp_path) as folder:
+        yield folder
+
+
+def test_any_cut_or_flip_is_harmless_or_reported(quick_path: Path) -> None:
     """Never wrong events, never a silent loss; refused files are left as they are, and what can be read can be kept."""
     seed = int.from_bytes(os.urandom(4), "big")
     print("seed", seed)
     chance = random.Random(seed)
-    made = make_journal(tmp_path / "made" / "j.db", snapshots=[9, 21], fold_at=13)
-    closed = copy_of(made.path, tmp_path / "closed")
+    made = make_journal(quick_path / "made" / "j.db", snapshots=[9, 21], fold_at=13)
+    closed = copy_of(made.path, quick_path / "closed")
     outcomes = {"whole": 0, "refused": 0, "kept": 0}
     for n in range(100):
         source = chance.choice([closed, made.killed])
-        path = copy_of(source, tmp_path / f"{n}")
+        path = copy_of(source, quick_path / f"{n}")
         file = chance.choice([path, wal(path)]) if wal(path).exists() else path
         size = file.stat().st_size
         if chance.random() < 0.3:

@@ -21,7 +21,7 @@ from anybatch import JobStatus, Kernel, NotFound
 from anybatch.kernel.backend import Capabilities
 from anybatch.kernel.journal import FileJournal
 from anybatch.testing.null import NullBackend
-from damage_rig import events, look, wal
+from damage_rig import events, look, quick_folder, wal
 from disk_rig import Disk, acknowledgements, trace
 from kernel_rig import LastingBackend, RecordedKernel, add_queue, kernel_on, submit, turns, until
 
@@ -113,16 +113,16 @@ def test_every_acknowledged_call_survives_a_cut_at_any_system_call(tmp_path: Pat
     cuts = set(at_answers) | {n for n in around_folds if n > at_answers[0]} | set(anywhere)
     disk = Disk(root)
     checked = 0
-    for n, change in enumerate(changes):
-        if n in cuts:
-            known = [line for at, line in answers if at <= n and line != "ready"]
-            for keeps in (None, chance) if checked % 3 == 0 else (None,):
-                left = tmp_path / f"cut-{n}-{'none' if keeps is None else 'some'}"
-                disk.image(left, keeps)
-                asyncio.run(check_jobs(left / "j.db", known))
-                shutil.rmtree(left)
-            checked += 1
-        disk.take(change)
+    with quick_folder(tmp_path) as folder:
+        for n, change in enumerate(changes):
+            if n in cuts:
+                known = [line for at, line in answers if at <= n and line != "ready"]
+                for keeps in (None, chance) if checked % 3 == 0 else (None,):
+                    left = folder / f"cut-{n}-{'none' if keeps is None else 'some'}"
+                    disk.image(left, keeps)
+                    asyncio.run(check_jobs(left / "j.db", known))
+                checked += 1
+            disk.take(change)
     assert checked == len(cuts)
 
 

@@ -7,10 +7,13 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Mapping
 
 import anybatch.kernel.journal as journal_module
+import pytest
 from anybatch import InlineAttempt, InlineBackend, JobStatus, Kernel
 from anybatch.backends.process import ProcessBackend
+from anybatch.kernel.backend import BackendFactory
 from anybatch.kernel.core.errors import AnyBatchError
 from anybatch.testing.null import NullBackend
 
@@ -42,7 +45,7 @@ async def run(kernel: Kernel, queue: str, **more: object) -> JobStatus:
 
 
 async def main(path: str) -> None:
-    backends = {
+    backends: Mapping[str, BackendFactory] = {
         "null": NullBackend,
         "inline": lambda: InlineBackend({"printing": printing}),
         "process": lambda: ProcessBackend(agent_idle_ms=3_000),
@@ -60,24 +63,22 @@ async def main(path: str) -> None:
             assert await run(kernel, "null", array_size=20) is JobStatus.SUCCEEDED, n
         attempt = await kernel.submit_job("within", queue="process", command=["sh", "-c", "exit 7"])
         assert (await attempt.wait()).exit_code == 7
-        print("inline", await run(kernel, "inline"))
-        try:
+        failing = await kernel.submit_job("printing", queue="inline", command=["printing"])
+        assert "Too many open files" in str((await failing.wait()).reason)
+        with pytest.raises((AnyBatchError, OSError), match="Too many open files"):
             await before.read_logs()
-            raise SystemExit("a log was read without a descriptor")
-        except (AnyBatchError, OSError) as e:
-            assert "Too many open files" in str(e), repr(e)
-        used, began = time.process_time(), time.monotonic()
-        while time.monotonic() - began < 0.5:  # measures; nothing is waited for
-            await asyncio.sleep(0.1)
+        used = time.process_time()
+        await asyncio.sleep(0.5)  # nothing is waited for: what it takes to do nothing is measured
         assert time.process_time() - used < 0.25, "it is busy with nothing"
 
         for fd in taken:
             os.close(fd)
         assert await before.read_logs() == b"before\n"
-        assert await run(kernel, "process") is JobStatus.SUCCEEDED
+        for name in backends:
+            assert await run(kernel, name) is JobStatus.SUCCEEDED
         last = kernel.last_event_id()
     async with Kernel(path, backends=backends) as kernel:
-        assert kernel.last_event_id() == (last.epoch + 1, last.sequence + 1) or kernel.last_event_id() > last
+        assert kernel.last_event_id() > last
         assert (await kernel.describe_job(attempt)).exit_code == 7
     print("done")
 
