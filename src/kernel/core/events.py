@@ -218,6 +218,7 @@ class HostJoined(Event, frozen=True, array_like=True, tag=27):
     memory_mib: int | None
     gpus: tuple[int, ...]
     zone: str | None
+    lookahead: int = 0
 
 
 class HostLeft(Event, frozen=True, array_like=True, tag=28):

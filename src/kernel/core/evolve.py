@@ -97,9 +97,11 @@ def evolve(state: KernelState, event: AnyEvent, at_ms: int) -> None:
                 _queue_updated(state, state.queues[name], queue_body)
             else:
                 state.queues[name] = QueueRow(name, queue_body, at_ms)
+                _expect_anew(state, name)
         case QueueDeleted(name=name, finished=finished):
             if finished:
                 del state.queues[name]
+                _expect_anew(state, name)
             else:
                 state.queues[name].status = ResourceStatus.DELETING
         case EnvironmentPut() | EnvironmentDeleted() | EnvironmentStatusChanged() | HostsListed():
@@ -123,9 +125,14 @@ def _queue_updated(state: KernelState, queue: QueueRow, body: QueueBody) -> None
     kept = (queue.body.retain_succeeded_ms, queue.body.retain_failed_ms)
     queue.body = body
     if kept != (body.retain_succeeded_ms, body.retain_failed_ms):
-        for job in state.jobs.values():
-            if job.queue == queue.name and job.ended:
-                expect(state, job)
+        _expect_anew(state, queue.name)
+
+
+def _expect_anew(state: KernelState, queue: str) -> None:
+    """How long this queue's ended jobs are kept has changed. (Rare: the only place that looks at every job.)"""
+    for job in state.jobs.values():
+        if job.queue == queue and job.ended:
+            expect(state, job)
 
 
 # -- jobs -------------------------------------------------------------------------------------------
@@ -349,10 +356,19 @@ def _attempts_ended(state: KernelState, event: AttemptsEnded, at_ms: int) -> Non
         for i in indexes:
             job.stopping.pop(i, None)
     job.touched_ms = at_ms
+    _note_duration(state, job, indexes[0])
     if target == RUNNABLE:
         _retry(state, job, indexes, counts=event.counts, failure=event.failure)
     else:
         _children_ended(state, job, indexes, succeeded=target == SUCCEEDED)
+
+
+def _note_duration(state: KernelState, job: JobRow, index: int) -> None:
+    """Let one attempt of those that ended together tell how long attempts run on its host."""
+    host = state.hosts.get(job.children.hosts()[index])
+    started, stopped = job.children.times()
+    if host is not None and host.lookahead and started[index]:
+        host.recent_us = (7 * host.recent_us + 1000 * max(0, stopped[index] - started[index])) // 8
 
 
 def _retry(state: KernelState, job: JobRow, indexes: Sequence[int], *, counts: bool, failure: str | None) -> None:
@@ -448,6 +464,7 @@ def _host_joined(state: KernelState, event: HostJoined) -> None:
     used_vcpus = host.vcpus_milli - host.free_vcpus_milli
     # Not from what was offered before: a device in use may have been missing there for a while.
     used_gpus = {device for serial in host.load for device in _devices_on(state.jobs[serial], host)}
+    host.lookahead = event.lookahead
     host.vcpus_milli, host.memory_mib, host.gpus, host.zone = (
         event.vcpus_milli,
         event.memory_mib,

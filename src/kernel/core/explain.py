@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from .children import NO_CODE
 from .model import TEXT_ATTEMPT_ENDED, DependencyType, ResourceState, ResourceStatus, Shape
-from .placement import could_fit, reservations
+from .placement import Held, could_fit, reservations
 from .state import MEMORY_UNCOUNTED, EnvironmentRow, HostRow, JobRow, KernelState, QueueRow
 from .states import FAILED, PENDING, RUNNABLE, RUNNING, STARTING, STATUSES, SUCCEEDED
 
@@ -100,14 +100,19 @@ def _ended(job: JobRow, index: int, status: int) -> Reason:
     if code != NO_CODE:
         text += f"; exit code {code}"
     if status == FAILED:
-        text += f"; {job.children.number[index]} of {job.spec.retry.attempts} attempts were made"
+        text += f"; {job.children.number[index]} of {_attempts(job, index)} attempts were made"
     return Reason(Code.SUCCEEDED if status == SUCCEEDED else Code.FAILED, text)
+
+
+def _attempts(job: JobRow, index: int) -> int:
+    """How many attempts there can be: those that the strategy gives, beside those that were not held against it."""
+    return job.spec.retry.attempts + job.uncounted.get(index, 0)
 
 
 def _live(state: KernelState, job: JobRow, index: int, now_ms: int) -> Iterator[Reason]:
     host = state.hosts.get(job.children.hosts()[index])
     where = f"on host {host.name!r} of environment {host.environment!r}" if host else "on a host that is gone"
-    attempt = f"attempt {job.children.number[index]} of {job.spec.retry.attempts}"
+    attempt = f"attempt {job.children.number[index]} of {_attempts(job, index)}"
     stop = job.stopping.get(index)
     if stop is not None:
         why = f"{stop.kind.value}: {stop.reason}" if stop.reason else stop.kind.value
@@ -154,25 +159,33 @@ def _runnable(state: KernelState, job: JobRow, index: int, *, placing: bool) -> 
         return
     if not placing:
         yield Reason(Code.KERNEL_CLOSING, "the kernel is closing and starts nothing more")
-    reasons = [_environment(state, queue, name, job.shape) for name in queue.body.compute_environments]
+    held = reservations(state)
+    reasons = [_environment(state, queue, name, job.shape, held) for name in queue.body.compute_environments]
     usable = [reason for reason in reasons if reason.code is Code.NEXT]
-    if not usable:
-        # What can change by itself comes before what cannot: capacity in use before an environment that is too small.
-        yield from sorted(reasons, key=lambda reason: _ORDER.index(reason.code))
+    if usable:
+        ahead = _ahead(state, queue, job, index, held, (Code.NEXT,))
+        if ahead:
+            yield Reason(Code.BEHIND_OTHERS, f"{ahead}; {usable[0].text}")
+        else:
+            yield Reason(Code.NEXT, f"{usable[0].text}: it is placed in the next round")
         return
-    ahead = _ahead(state, queue, job)
-    if ahead:
-        yield Reason(Code.BEHIND_OTHERS, f"{ahead}; {usable[0].text}")
-    yield usable[0]
+    # What can change by itself comes before what cannot: capacity in use before an environment that is too small.
+    yield from sorted(reasons, key=lambda reason: _ORDER.index(reason.code))
+    if any(reason.code in _BUSY for reason in reasons):
+        ahead = _ahead(state, queue, job, index, held, _BUSY)
+        if ahead:
+            yield Reason(Code.BEHIND_OTHERS, ahead)
 
 
 _ORDER: Final = (
     Code.HOST_RESERVED, Code.NO_CAPACITY, Code.ENVIRONMENT_STARTING, Code.NO_HOST, Code.ENVIRONMENT_DISABLED,
     Code.ENVIRONMENT_INVALID, Code.NEVER_FITS,
 )  # fmt: skip
+_BUSY: Final = (Code.NEXT, Code.HOST_RESERVED, Code.NO_CAPACITY)
+"""What an environment has to say that could run the attempt, now or later."""
 
 
-def _environment(state: KernelState, queue: QueueRow, name: str, shape: Shape) -> Reason:
+def _environment(state: KernelState, queue: QueueRow, name: str, shape: Shape, held: Held) -> Reason:
     """What this environment has to say about an attempt of the shape."""
     row = state.environments.get(name)
     if row is None:
@@ -189,18 +202,15 @@ def _environment(state: KernelState, queue: QueueRow, name: str, shape: Shape) -
         return Reason(Code.ENVIRONMENT_STARTING, text)
     if not hosts:
         return Reason(Code.NO_HOST, f"environment {name!r} has no host")
-    return _room(state, row, [host for host in hosts if could_fit(host, shape)], shape)
+    return _room(row, [host for host in hosts if could_fit(host, shape)], shape, held)
 
 
-def _room(state: KernelState, row: EnvironmentRow, hosts: list[HostRow], shape: Shape) -> Reason:
+def _room(row: EnvironmentRow, hosts: list[HostRow], shape: Shape, held: Held) -> Reason:
     free = [host for host in hosts if host.fits(shape, 1)]
-    held = reservations(state)
     if free:
         for host in free:
-            holder = held.get(host.serial)
-            if holder is None or holder.shape == shape:
-                text = f"environment {row.name!r} has room on host {host.name!r}: it is placed in the next round"
-                return Reason(Code.NEXT, text)
+            if host.serial not in held:
+                return Reason(Code.NEXT, f"environment {row.name!r} has room on host {host.name!r}")
         holder = held[free[0].serial]
         kept = f"host {free[0].name!r} of environment {row.name!r} is reserved"
         return Reason(Code.HOST_RESERVED, f"{kept} for job {holder.name!r} ({holder.job_id}), which has waited longer")
@@ -216,20 +226,44 @@ def _too_large(row: EnvironmentRow, hosts: list[HostRow], shape: Shape) -> str:
     return f"needs {needs(shape)}; environment {row.name!r} has {offers(best)} in all{where}, so it can never run there"
 
 
-def _ahead(state: KernelState, queue: QueueRow, job: JobRow) -> str:
-    """Who goes first, in words; "" for nobody."""
-    higher = [
-        q for q in state.queues_by_priority()
-        if q.body.priority > queue.body.priority
-        and set(q.body.compute_environments) & set(queue.body.compute_environments)
-        and any(lane.members or lane.front for lane in q.lanes.values())
-    ]  # fmt: skip
-    if higher:
-        first = higher[0]
-        higher_priority = f"queue {first.name!r} of priority {first.body.priority} has work waiting"
-        return f"{higher_priority}, this one has priority {queue.body.priority}"
-    earlier = sum(1 for lane in queue.lanes.values() for serial in lane.members if serial < job.serial)
-    return f"{earlier} earlier jobs of queue {queue.name!r} go first" if earlier else ""
+def _ahead(state: KernelState, queue: QueueRow, job: JobRow, index: int, held: Held, able: tuple[Code, ...]) -> str:
+    """Who goes first, in words; "" for nobody. What fits nowhere (as `able` says) holds up nobody."""
+    for other in state.queues_by_priority():
+        if other is queue:
+            break
+        shared = set(other.body.compute_environments) & set(queue.body.compute_environments)
+        if shared and _waiting(state, other, held, able):
+            text = f"queue {other.name!r} of priority {other.body.priority} has work waiting, this one has priority "
+            return f"{text}{queue.body.priority}" + (
+                " and comes after it by name" if other.body.priority == queue.body.priority else ""
+            )
+    waiting = _waiting(state, queue, held, able)
+    mine = waiting.get(job.serial, {}).get(index)
+    first = {s: min(turns.values()) for s, turns in waiting.items() if turns and s != job.serial}
+    retried = {s for s, turn in first.items() if mine is None or turn < mine}
+    earlier = {s for s in waiting if s < job.serial} if mine is None else set()
+    if not retried | earlier:
+        return ""
+    count = len(retried | earlier)
+    text = f"{count} {'job' if count == 1 else 'jobs'} of queue {queue.name!r} {'goes' if count == 1 else 'go'} first"
+    return text + (f", {len(retried)} of them to be tried again" if retried else "")
+
+
+def _waiting(state: KernelState, queue: QueueRow, held: Held, able: tuple[Code, ...]) -> dict[int, dict[int, int]]:
+    """The jobs with RUNNABLE work that has a chance, each with the turns of its children that were retried."""
+    found: dict[int, dict[int, int]] = {}
+    for lane in queue.lanes.values():
+        names = queue.body.compute_environments
+        if not any(_environment(state, queue, name, lane.shape, held).code in able for name in names):
+            continue
+        for serial in lane.members:
+            if serial in state.jobs and state.jobs[serial].children.counts[RUNNABLE]:
+                found[serial] = {}
+        for turn, serial, index, number in lane.front:
+            children = state.jobs[serial].children if serial in found else None
+            if children is not None and children.status[index] == RUNNABLE and children.number[index] == number:
+                found[serial][index] = turn
+    return found
 
 
 def needs(shape: Shape) -> str:

@@ -107,6 +107,8 @@ def _is_ready(state: KernelState, job: JobRow, index: int) -> bool:
 
 def _ready(state: KernelState, job: JobRow, candidates: Sequence[int]) -> Sequence[int]:
     """Those of the candidates that wait for no other child; whole-job blockers are the caller's."""
+    if not len(candidates):
+        return candidates  # nor may the jobs be there that an ended job has waited for
     if job.sequential:
         return [i for i in candidates if _is_ready(state, job, i)]
     for serial in job.n_to_n:

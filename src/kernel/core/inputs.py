@@ -136,6 +136,7 @@ class HostUp(Report, frozen=True, kw_only=True):
     memory_mib: int | None = None
     gpus: tuple[int, ...] = ()
     zone: str | None = None
+    lookahead: int = 0
 
 
 class HostDown(Report, frozen=True, kw_only=True):

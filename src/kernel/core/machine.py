@@ -213,17 +213,17 @@ def _decide_tick(state: KernelState) -> Iterator[AnyEvent]:
     An environment that has not listed what it holds since the kernel opened may still tell of an exit that came
     in time: its attempts are left until it has.
     """
-    due: list[tuple[int, int, tuple[int, ...]]] = []
+    due: dict[tuple[int, int], set[int]] = {}  # whichever of them share an entry in the heap
     while state.timers and state.timers[0][0] <= state.now_ms:
         timer = heapq.heappop(state.timers)
         if is_armed(state, timer):
-            due.append(timer[1:])
-    for serial, number, indexes in sorted(due):
+            due.setdefault(timer[1:3], set()).update(timer[3])
+    for (serial, number), indexes in sorted(due.items()):
         job = state.jobs[serial]
         children = job.children
         late = [
             i
-            for i in indexes
+            for i in sorted(indexes)
             if children.number[i] == number
             and children.status[i] == RUNNING
             and i not in job.stopping

@@ -72,8 +72,17 @@ def _hold(state: KernelState, lane: Lane, environments: Sequence[EnvironmentRow]
     hosts = [state.hosts[serial] for environment in environments for serial in environment.hosts.values()]
     fitting = [host for host in hosts if host.serial not in held and could_fit(host, job.shape)]
     if fitting:
-        nearest = max(fitting, key=lambda h: (h.free_vcpus_milli, h.free_memory_mib, len(h.free_gpus), -h.serial))
-        held[nearest.serial] = job
+        held[min(fitting, key=lambda host: _distance(host, job.shape)).serial] = job
+
+
+def _distance(host: HostRow, shape: Shape) -> tuple[float, int, int, int, int]:
+    """How far a host is from having room: the largest share of the shape that is missing, then the least free.
+
+    It shrinks while nothing is placed there, so that the host that is kept changes for a nearer one only.
+    """
+    free = (host.free_vcpus_milli, host.free_memory_mib, len(host.free_gpus))
+    missing = max((wanted - there) / wanted if wanted else 0.0 for wanted, there in zip(shape, free, strict=True))
+    return (max(missing, 0.0), -free[0], -free[1], -free[2], host.serial)
 
 
 def could_fit(host: HostRow, shape: Shape) -> bool:
@@ -127,8 +136,10 @@ def _place_head(
     shape = lane.shape
     host = next((h for e in environments if (h := best_host(state, e, shape, held)) is not None), None)
     if host is None:
+        host = next((h for e in environments if (h := ahead_host(state, e, shape, held)) is not None), None)
+    if host is None:
         return None
-    room = host.fits(shape, most)
+    room = host.takes(shape, most)
     if lane.front:
         job, indexes = _take_front(state, lane, room)
     else:
@@ -173,6 +184,16 @@ def _same_number(job: JobRow, run: range) -> range:
     while stop < run.stop and number[stop] == first:
         stop += 1
     return range(run.start, stop)
+
+
+def ahead_host(
+    state: KernelState, environment: EnvironmentRow, shape: Shape, held: Collection[int] = ()
+) -> HostRow | None:
+    """The host with the most free vCPUs, if it has no room for an attempt but takes it ahead; not if it is `held`."""
+    host = state.hosts[environment.by_free[-1][-1]] if environment.by_free else None
+    if host is None or host.serial in held or not host.takes(shape, 1) or not could_fit(host, shape):
+        return None
+    return host
 
 
 def best_host(

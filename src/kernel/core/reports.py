@@ -239,8 +239,8 @@ def decide_host_up(state: KernelState, report: HostUp) -> Iterator[AnyEvent]:
         return
     serial = environment.hosts.get(report.host)
     known = state.hosts[serial] if serial is not None else None
-    offer = (report.vcpus_milli, report.memory_mib, report.gpus, report.zone)
-    if known is not None and offer == (known.vcpus_milli, known.memory_mib, known.gpus, known.zone):
+    offer = (report.vcpus_milli, report.memory_mib, report.gpus, report.zone, report.lookahead)
+    if known is not None and offer == (known.vcpus_milli, known.memory_mib, known.gpus, known.zone, known.lookahead):
         return
     number = state.next_host if serial is None else serial
     yield HostJoined(number, report.environment, report.host, *offer)

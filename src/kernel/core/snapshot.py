@@ -26,6 +26,7 @@ from .model import (
 )
 from .retention import expect, refer
 from .state import (
+    LOOKAHEAD_US,
     MEMORY_UNCOUNTED,
     DefinitionRow,
     EnvironmentRow,
@@ -102,6 +103,8 @@ class _Host(Struct, array_like=True):
     memory_mib: int | None
     gpus: tuple[int, ...]
     zone: str | None
+    lookahead: int = 0
+    recent_us: int = LOOKAHEAD_US + 1
 
 
 class _Environment(Struct, array_like=True):
@@ -162,7 +165,17 @@ def encode(state: KernelState) -> bytes:
                 for name, row in sorted(state.environments.items())
             ],
             [
-                _Host(serial, row.environment, row.name, row.vcpus_milli, row.memory_mib, row.gpus, row.zone)
+                _Host(
+                    serial,
+                    row.environment,
+                    row.name,
+                    row.vcpus_milli,
+                    row.memory_mib,
+                    row.gpus,
+                    row.zone,
+                    row.lookahead,
+                    row.recent_us,
+                )
                 for serial, row in sorted(state.hosts.items())
             ],
         ),
@@ -226,6 +239,7 @@ def decode(data: bytes, quotas: Quotas) -> KernelState:
     for h in kept.hosts:
         host = state.hosts[h.serial] = HostRow(h.serial, h.environment, h.name)
         host.vcpus_milli, host.memory_mib, host.gpus, host.zone = h.vcpus_milli, h.memory_mib, h.gpus, h.zone
+        host.lookahead, host.recent_us = h.lookahead, h.recent_us
         state.environments[h.environment].hosts[h.name] = h.serial
     for j in kept.jobs:
         state.jobs[j.serial] = _row(j)

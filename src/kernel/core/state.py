@@ -26,6 +26,8 @@ from .model import (
 )
 from .states import RUNNING, STARTING, STATUSES, SUBMITTED, SUCCEEDED, JobStatus
 
+LOOKAHEAD_US: Final = 50_000
+"""How much work a host may hold beyond its capacity: so little that nobody waits for it noticeably."""
 MEMORY_UNCOUNTED: Final = 1 << 50
 """MiB offered by a host whose memory is not counted."""
 
@@ -162,8 +164,8 @@ class HostRow:
     """A host, with what is free on it."""
 
     __slots__ = (
-        "environment", "free_gpus", "free_memory_mib", "free_vcpus_milli", "gpus", "load", "memory_mib", "name",
-        "rank", "serial", "vcpus_milli", "zone",
+        "environment", "free_gpus", "free_memory_mib", "free_vcpus_milli", "gpus", "load", "lookahead", "memory_mib",
+        "name", "rank", "recent_us", "serial", "vcpus_milli", "zone",
     )  # fmt: skip
 
     def __init__(self, serial: int, environment: str, name: str) -> None:
@@ -174,6 +176,10 @@ class HostRow:
         self.memory_mib: int | None = None
         self.gpus: tuple[int, ...] = ()
         self.zone: str | None = None
+        self.lookahead = 0
+        """Attempts that it takes beyond its capacity, to begin with them as soon as there is room."""
+        self.recent_us = LOOKAHEAD_US + 1
+        """How long attempts have run here of late, in microseconds."""
         self.free_vcpus_milli = 0
         self.free_memory_mib = 0
         self.free_gpus: list[int] = []
@@ -183,7 +189,7 @@ class HostRow:
         """Free vCPUs, free memory, free GPUs, serial: its place among its environment's hosts."""
 
     def fits(self, shape: Shape, most: int) -> int:
-        """How many attempts of a shape it can take now, at most `most`."""
+        """How many attempts of a shape it has room for now, at most `most`."""
         n = most
         if shape.vcpus_milli:
             n = min(n, self.free_vcpus_milli // shape.vcpus_milli)
@@ -192,6 +198,22 @@ class HostRow:
         if shape.gpus:
             n = min(n, len(self.free_gpus) // shape.gpus)
         return max(n, 0)
+
+    def takes(self, shape: Shape, most: int) -> int:
+        """How many attempts of a shape it takes now: what it has room for, and a look-ahead where attempts are short.
+
+        The resources that are free are below zero by as much as is taken ahead. GPUs are assigned at placement, so
+        there is none for those.
+        """
+        ahead = 0 if shape.gpus else min(self.lookahead, LOOKAHEAD_US // max(self.recent_us, 1))
+        if not ahead:
+            return self.fits(shape, most)
+        room = most
+        if shape.vcpus_milli:
+            room = min(room, self.free_vcpus_milli // shape.vcpus_milli + ahead)
+        if shape.memory_mib:
+            room = min(room, self.free_memory_mib // shape.memory_mib + ahead)
+        return max(room, 0)
 
 
 class EnvironmentRow:
