@@ -57,7 +57,7 @@ class Oracle:
 
     def take(self, step: Step, state: KernelState, *, adopted: bool = False) -> None:
         """Check a step, and compare the books with the state behind it. What is `adopted` runs already."""
-        placed_on: set[int] = set()
+        placed_on: dict[int, list[Shape]] = {}
         for event in step.events:
             self._event(event, placed_on)
         for effect in step.effects:
@@ -89,7 +89,7 @@ class Oracle:
         if target in ("SUCCEEDED", "FAILED"):
             self.ended[job, i] += 1
 
-    def _event(self, event: ev.AnyEvent, placed_on: set[int]) -> None:
+    def _event(self, event: ev.AnyEvent, placed_on: dict[int, list[Shape]]) -> None:
         match event:
             case ev.JobSubmitted(serial=serial, spec=spec, size=size, queue=queue, depends_on=depends_on):
                 assert serial not in self.size
@@ -115,7 +115,7 @@ class Oracle:
                 assert succeeded == (ends == {"SUCCEEDED"})
                 self.parent[job] = "SUCCEEDED" if succeeded else "FAILED"
             case ev.AttemptsPlaced():
-                placed_on.add(event.host)
+                placed_on.setdefault(event.host, []).append(self.shape[event.job])
                 self._placed(event)
             case ev.AttemptsStarted():
                 for i in event.each():
@@ -180,13 +180,14 @@ class Oracle:
             self._move(event.job, i, "STARTING")
             self.to_launch.add((event.job, i, event.number))
 
-    def _check_capacity(self, placed_on: set[int]) -> None:
-        """A host that was given something holds no more than it offers (one that shrank may, until then)."""
-        for serial in placed_on:
+    def _check_capacity(self, placed_on: dict[int, list[Shape]]) -> None:
+        """A host holds no more of what it was asked for than it offers. (One that shrank may, until then.)"""
+        for serial, shapes in placed_on.items():
             here = [child for child, host in self.live.items() if host == serial]
             offer = self.hosts[serial]
-            assert sum(self.shape[job].vcpus_milli for job, _ in here) <= offer.vcpus_milli, "vCPUs exceeded"
-            if offer.memory_mib is not None:
+            if not offer.lookahead:  # what is taken ahead takes no capacity until it runs
+                assert sum(self.shape[job].vcpus_milli for job, _ in here) <= offer.vcpus_milli, "vCPUs exceeded"
+            if not offer.lookahead and offer.memory_mib is not None and any(shape.memory_mib for shape in shapes):
                 assert sum(self.shape[job].memory_mib for job, _ in here) <= offer.memory_mib, "memory exceeded"
             devices = [device for child in here for device in self.gpus.get(child, ())]
             assert len(devices) == len(set(devices)), "a GPU is given out twice"

@@ -7,14 +7,24 @@ should be is left alone, so that a definition has a new revision only where some
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from msgspec import Struct
 
 from . import bodies
-from .core.errors import Conflict, InvalidValue
-from .core.model import DefinitionBody, EnvironmentBody, QueueBody
+from .core.errors import Conflict, InvalidValue, NotFound
+from .core.inputs import (
+    CreateEnvironment,
+    CreateQueue,
+    RegisterDefinition,
+    Request,
+    UpdateEnvironment,
+    UpdateQueue,
+)
+from .core.machine import handle
+from .core.model import DefinitionBody, EnvironmentBody, QueueBody, ResourceStatus
+from .core.state import EnvironmentRow, KernelState, QueueRow
 
 if TYPE_CHECKING:
     from .registry import BackendRegistry
@@ -83,55 +93,99 @@ def _section(
     return found
 
 
-async def apply_config(kernel: ResourceCalls, config: object, registry: BackendRegistry) -> Applied:
-    """Carry it out: environments, then queues, then definitions."""
-    plan = check_config(config, registry)
-    state = kernel._open.state
-    created, updated, unchanged = list[str](), list[str](), list[str]()
+class Change(NamedTuple):
+    """What one entry of a configuration comes to; `request` None: it is as it should be."""
+
+    path: str
+    verb: Literal["created", "updated", "unchanged"]
+    request: Request | None
+
+
+def _changes(state: KernelState, plan: Plan) -> Iterator[Change]:
+    """Environments, then queues, then definitions."""
     for name, environment in plan.environments.items():
         path, row = f"environments.{name}", state.environments.get(name)
         if row is None:
-            await kernel.put_environment(name, environment)
-            created.append(path)
+            yield Change(path, "created", CreateEnvironment(name=name, body=environment))
         elif row.body == environment:
-            unchanged.append(path)
+            yield Change(path, "unchanged", None)
         else:
             _only(path, "compute environment", row.body, environment, ("backend", "managed", "tags"))
-            await kernel.update_compute_environment(
-                name,
-                state=environment.state.value,
-                min_vcpus=environment.min_vcpus_milli / 1000,
-                max_vcpus=environment.max_vcpus_milli / 1000,
-                options=environment.options,
+            update = UpdateEnvironment(
+                name=name,
+                state=environment.state,
+                min_vcpus_milli=environment.min_vcpus_milli,
+                max_vcpus_milli=environment.max_vcpus_milli,
+                options=dict(environment.options),
             )
-            updated.append(path)
+            yield Change(path, "updated", update)
     for name, queue in plan.queues.items():
         path, there = f"queues.{name}", state.queues.get(name)
         if there is None:
-            await kernel.put_queue(name, queue)
-            created.append(path)
+            yield Change(path, "created", CreateQueue(name=name, body=queue))
         elif there.body == queue:
-            unchanged.append(path)
+            yield Change(path, "unchanged", None)
         else:
             _only(path, "job queue", there.body, queue, ("tags",))
-            await kernel.update_job_queue(
-                name,
-                priority=queue.priority,
-                state=queue.state.value,
-                compute_environments=queue.compute_environments,
-                retain_succeeded=queue.retain_succeeded_ms / 1000,
-                retain_failed=queue.retain_failed_ms / 1000,
-            )
-            updated.append(path)
+            fields = ("priority", "state", "compute_environments", "retain_succeeded_ms", "retain_failed_ms")
+            given = {field: getattr(queue, field) for field in fields}
+            yield Change(path, "updated", UpdateQueue(name=name, **given))
     for name, definition in plan.definitions.items():
         path, revisions = f"definitions.{name}", state.definitions.get(name, {})
         newest = revisions[max(revisions)] if revisions else None
         if newest is not None and newest.active and newest.body == definition:
-            unchanged.append(path)
+            yield Change(path, "unchanged", None)
         else:
-            await kernel.put_definition(name, definition)
-            (created if newest is None else updated).append(path)
-    return Applied(created=tuple(created), updated=tuple(updated), unchanged=tuple(unchanged))
+            verb: Literal["created", "updated"] = "created" if newest is None else "updated"
+            yield Change(path, verb, RegisterDefinition(name=name, body=definition))
+
+
+def _rehearse(state: KernelState, changes: Sequence[Change]) -> None:
+    """Have the core decide about every change, on a copy of the resources: what it refuses has changed nothing."""
+    copy = KernelState(state.quotas)
+    for name, row in state.environments.items():
+        environment = copy.environments[name] = EnvironmentRow(name, row.body, row.created_ms)
+        creating = row.status is ResourceStatus.CREATING  # it is waited for when its time comes
+        environment.status = ResourceStatus.VALID if creating else row.status
+        environment.status_reason = row.status_reason
+    for name, there in state.queues.items():
+        copy.queues[name] = QueueRow(name, there.body, there.created_ms)
+        copy.queues[name].status = there.status
+    copy.definitions = {name: dict(revisions) for name, revisions in state.definitions.items()}
+    for path, _, request in changes:
+        if request is None:
+            continue
+        try:
+            handle(copy, request, state.now_ms)
+        except InvalidValue as e:
+            raise type(e)(path if e.field == "name" else f"{path}.{e.field}", e.value, e.allowed) from None
+        except NotFound as e:
+            allowed = "name environments that are there, or that this configuration makes"
+            raise InvalidValue(f"{path}.compute_environments", e.name, allowed) from None
+        if isinstance(request, CreateEnvironment | UpdateEnvironment):
+            copy.environments[request.name].status = ResourceStatus.VALID
+
+
+async def apply_config(kernel: ResourceCalls, config: object, registry: BackendRegistry) -> Applied:
+    """Check all of it, then carry it out."""
+    plan = check_config(config, registry)
+    state = kernel._open.state
+    changes = list(_changes(state, plan))
+    _rehearse(state, changes)
+    done: dict[str, list[str]] = {"created": [], "updated": [], "unchanged": []}
+    for path, verb, request in changes:
+        match request:
+            case CreateEnvironment(name=name) | UpdateEnvironment(name=name):
+                await kernel._open.request(request)
+                await kernel._drivers.settle(name)
+            case CreateQueue(name=name) | UpdateQueue(name=name):
+                for environment in plan.queues[name].compute_environments:
+                    await kernel._drivers.settle(environment)
+                await kernel._open.request(request)
+            case Request():
+                await kernel._open.request(request)
+        done[verb].append(path)
+    return Applied(**{verb: tuple(paths) for verb, paths in done.items()})
 
 
 def _only(path: str, kind: str, there: Struct, asked: Struct, fixed: tuple[str, ...]) -> None:

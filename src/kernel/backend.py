@@ -44,11 +44,16 @@ class AttemptKey(NamedTuple):
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
-    """What a host can run at once. `memory_mib` None: memory is not counted. `gpus`: device indexes."""
+    """What a host can run at once. `memory_mib` None: memory is not counted. `gpus`: device indexes.
+
+    `lookahead`: attempts that it takes beyond that. It starts what it was given in order, each once it fits beside
+    what runs, and reports `started` only then; until then an attempt takes none of the capacity.
+    """
 
     vcpus_milli: int
     memory_mib: int | None = None
     gpus: tuple[int, ...] = ()
+    lookahead: int = 0
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,6 +174,7 @@ class BackendContext(Protocol):
         *,
         reason: str | None = None,
         status_reason: str | None = None,
+        started_ms: Sequence[int] | None = None,
     ) -> None:
         """These attempts have ended, each with its exit code: 0 to 255, 128+n for signal n, None if there is none.
 
@@ -177,7 +183,8 @@ class BackendContext(Protocol):
 
         `reason` is the cause as AWS gives it for a container (at most 255 characters), `status_reason`
         replaces "Essential container in task exited", for example for one that could not start. Both hold
-        for all attempts of the call.
+        for all attempts of the call. `started_ms`: when each began, in place of a call of `started` just before; for
+        those that were reported started it changes nothing.
         """
 
     def timed_out(
@@ -274,8 +281,15 @@ class Backend(Protocol):
 
 
 def log_path(logs_dir: Path, attempt: AttemptKey) -> Path:
-    """Where a backend on this machine keeps an attempt's log: `<logs_dir>/<job id>/<index>-<number>.log`."""
-    return logs_dir / attempt.job_id / f"{attempt.index}-{attempt.number}.log"
+    """Where a backend on this machine keeps an attempt's log: `<logs_dir>/<job id>/<index>-<number>.log`.
+
+    From index 1,000 on there is a folder for every thousand between: `<job id>/<index // 1000>/<index>-<number>.log`.
+    An attempt that has written nothing has no log.
+    """
+    folder = logs_dir / attempt.job_id
+    if attempt.index >= 1000:
+        folder /= str(attempt.index // 1000)
+    return folder / f"{attempt.index}-{attempt.number}.log"
 
 
 BackendFactory = Callable[[], Backend]

@@ -15,6 +15,10 @@ from typing import Final
 
 import anyio.to_thread
 
+from .logs import Log
+
+log = Log("anybatch.kernel")
+
 BATCH: Final = 100
 """Folders removed, or looked at, in one visit to the thread."""
 
@@ -45,13 +49,20 @@ class Cleaner:
         while not self._done:
             batch, self._todo = self._todo[:BATCH], self._todo[BATCH:]
             if batch:
-                await anyio.to_thread.run_sync(self._remove, batch)
+                try:
+                    await anyio.to_thread.run_sync(self._remove, batch)
+                except OSError as e:
+                    log.warning("folders_not_removed", folder=str(self._files), jobs=len(batch), error=str(e))
             else:
                 self._wake.clear()
                 await self._wake.wait()
 
     async def _sweep(self) -> None:
-        found = await anyio.to_thread.run_sync(self._on_disk)
+        try:
+            found = await anyio.to_thread.run_sync(self._on_disk)
+        except OSError as e:  # costs space until the next kernel sweeps
+            log.warning("folders_not_swept", folder=str(self._files), error=str(e))
+            return
         self._todo += [job_id for job_id in found if job_id not in self._known]
 
     def _roots(self) -> Iterator[Path]:

@@ -100,7 +100,7 @@ class Context:
 
     @_checked
     def host_up(self, host: str, capacity: Capacity, zone: str | None = None) -> None:
-        amounts = (capacity.vcpus_milli, capacity.memory_mib or 0, *capacity.gpus)
+        amounts = (capacity.vcpus_milli, capacity.memory_mib or 0, capacity.lookahead, *capacity.gpus)
         if {*map(type, amounts)} != {int} or not 0 <= min(amounts) <= max(amounts) <= AMOUNT_MAX:
             raise ValueError(f"{host!r} with {capacity!r}")
         if len(set(capacity.gpus)) < len(capacity.gpus):
@@ -115,6 +115,7 @@ class Context:
                 memory_mib=capacity.memory_mib,
                 gpus=tuple(capacity.gpus),
                 zone=zone,
+                lookahead=capacity.lookahead,
             )
         )
 
@@ -143,7 +144,16 @@ class Context:
         *,
         reason: str | None = None,
         status_reason: str | None = None,
+        started_ms: Sequence[int] | None = None,
     ) -> None:
+        if started_ms is not None:
+            serial = self._job(job_id, number, indexes, codes, started_ms)
+            if serial is not None:
+                self._runtime.report(
+                    Started(
+                        environment=self.settings.name, job=serial, number=number, indexes=indexes, at_ms=started_ms
+                    )
+                )
         self._ended(job_id, number, indexes, ExitKind.EXITED, codes, at_ms, reason, status_reason)
 
     @_checked

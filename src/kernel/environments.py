@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import anyio
-import structlog
 
 from .backend import AttemptKey, AttemptSpec, Backend, EnvironmentSettings, Launch
 from .context import REASON_CHARS_MAX, Context, kept_text
@@ -24,13 +23,14 @@ from .core.inputs import AllListed, Ended, EnvironmentFailed
 from .core.model import DEFAULT_GRACE_MS, TEXT_NOT_STARTED, ResourceStatus
 from .core.state import JobRow
 from .core.states import RUNNING, STARTING
+from .logs import Log
 
 if TYPE_CHECKING:
     from .cleaner import Cleaner
     from .registry import BackendRegistry
     from .runtime import Runtime
 
-log = structlog.get_logger("anybatch.kernel")
+log = Log("anybatch.kernel")
 
 START_S_MAX: Final = 120.0
 """For a backend to start and settle what was in flight."""
@@ -73,17 +73,20 @@ class Driver:
         self._wake.set()
 
     def stop_strays(self, keys: Sequence[AttemptKey]) -> None:
-        """End those of these attempts that are not live as far as the kernel knows."""
-        state = self._runtime.state
-        strays = []
-        for key in keys:
-            job = state.jobs.get(state.ids.get(key.job_id, 0))
-            live = job is not None and job.children.status[key.index] in (STARTING, RUNNING)
-            if not live or job is None or job.children.number[key.index] != key.number:
-                strays.append(key)
+        """End those of these attempts that are not live here as far as the kernel knows."""
+        strays = [key for key in keys if not self._is_live(key)]
         if strays:
             self._strays += strays
             self._wake.set()
+
+    def _is_live(self, key: AttemptKey) -> bool:
+        state = self._runtime.state
+        job = state.jobs.get(state.ids.get(key.job_id, 0))
+        if job is None or job.children.number[key.index] != key.number:
+            return False
+        host = state.hosts.get(job.children.hosts()[key.index])
+        here = host is not None and host.environment == self.name
+        return here and job.children.status[key.index] in (STARTING, RUNNING)
 
     def restart(self) -> None:
         """Tell the backend of an update, or start it anew if it could not work."""

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import structlog
 
 from .core.errors import EventsTrimmed, JournalDamaged, JournalError
 from .core.events import AnyEvent
@@ -33,10 +32,11 @@ from .journal_mark import MarkFile
 from .journal_memory import MemoryJournal
 from .journal_place import check_place, lock, sync_folder
 from .journal_types import READ_RECORDS, TRIM_RECORDS, Journal, JournalLoss, Record
+from .logs import Log
 
 __all__ = ["FileJournal", "Journal", "JournalLoss", "MemoryJournal", "Record"]
 
-log = structlog.get_logger("anybatch.kernel")
+log = Log("anybatch.kernel")
 
 SNAPSHOT_BYTES_MIN: Final = 4 << 20
 """Events since the last snapshot before another one is taken."""
@@ -45,9 +45,9 @@ CHECKPOINT_BYTES: Final = 16 << 20
 """Written to the write-ahead file before it is folded into the main one, in a thread."""
 FOLD_ROUNDS: Final = 8
 """Tries to fold it while commits go on; what came meanwhile is left for the next round."""
-TRIM_BYTES: Final = 1 << 20
+TRIM_BYTES: Final = 256 << 10
 """Deleted at a time, about."""
-TRIM_PAGES: Final = 256
+TRIM_PAGES: Final = 64
 """Given back to the file system at a time, when more than half of the file is free."""
 MARK_SYNC_S: Final = 1.0
 """How often the mark is synced, at most; it is written at each sync of the log."""
@@ -194,8 +194,7 @@ class FileJournal:
             row = (self.last + 1, epoch, epoch_crc(self.last + 1, epoch))
             self._db.execute("INSERT OR REPLACE INTO epoch VALUES (?, ?, ?)", row)
             os.fdatasync(self._wal)
-            self._mark.write(self.last, epoch)
-            self._mark.sync()
+            self._mark.write(self.last, epoch)  # is synced soon after the first commit
         except (sqlite3.Error, OSError) as e:
             raise JournalError(f"{self.path} cannot be written: {e}") from e
         self._epochs.append((self.last + 1, epoch))
@@ -231,7 +230,7 @@ class FileJournal:
             raise JournalError(f"{self.path} cannot be synced to disk: {e.strerror}") from e
         return last
 
-    def _sync(self, last: int) -> None:
+    def _sync_log(self) -> None:
         if self._broken:
             raise OSError(0, "an earlier sync has failed, so nobody knows what is on disk")
         try:
@@ -239,6 +238,9 @@ class FileJournal:
         except OSError:
             self._broken = True
             raise
+
+    def _sync(self, last: int) -> None:
+        self._sync_log()
         try:
             self._mark.write(last, self.epoch)
         except OSError as e:  # then it says less than it could
@@ -362,7 +364,8 @@ class FileJournal:
         """Make the file smaller, a little at a time, when most of it is free."""
         free = self._db.execute("PRAGMA freelist_count").fetchone()[0]
         if free > TRIM_PAGES and free > self._db.execute("PRAGMA page_count").fetchone()[0] / 2:
-            self._db.execute(f"PRAGMA incremental_vacuum({TRIM_PAGES})").fetchall()
+            # As a script: `execute` stops at the first page, for the statement says that it gives no rows.
+            self._db.executescript(f"PRAGMA incremental_vacuum({TRIM_PAGES})")
             self._wrote(0)
 
     # -- closing ----------------------------------------------------------------------------------
@@ -387,7 +390,7 @@ class FileJournal:
             stack.callback(self._folding.close)
             stack.callback(self._folder.shutdown)
             if self._begun:
-                self._sync(self.last)
+                self._sync_log()
 
     def _finish_mark(self) -> None:
         if not self._broken:

@@ -14,7 +14,6 @@ from typing import Any, Final, Literal, Self
 
 import anyio
 import msgspec
-import structlog
 
 from . import arguments as args
 from .apply import Applied, apply_config
@@ -34,6 +33,7 @@ from .environments import CLOSE_S_MAX, FINISH_S_MAX, Driver, Drivers
 from .identifiers import IdSource, RandomIds
 from .job_calls import JobCalls
 from .journal import FileJournal, Journal, JournalLoss, MemoryJournal
+from .logs import Log
 from .registry import BackendRegistry
 from .resource_calls import ResourceCalls
 from .runtime import Runtime
@@ -44,7 +44,7 @@ from .views import (
     JobDetail,
 )
 
-log = structlog.get_logger("anybatch.kernel")
+log = Log("anybatch.kernel")
 
 OnClose = Literal["detach", "drain", "stop"]
 

@@ -16,8 +16,6 @@ import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final, Protocol
 
-import structlog
-
 from .clock import Clock, Timer
 from .core.effects import (
     CloseEnvironment,
@@ -39,8 +37,9 @@ from .core.snapshot import decode, encode
 from .core.state import KernelState
 from .core.states import SUCCEEDED
 from .journal import Journal, Record
+from .logs import Log
 
-log = structlog.get_logger("anybatch.kernel")
+log = Log("anybatch.kernel")
 
 SYNC_AFTER_S: Final = 0.02
 """How long committed progress may wait for its sync when no caller waits."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-import structlog
-
 from .clock import Timer
+from .core.errors import JournalDamaged, JournalError
 from .core.events import ForgottenJob, JobsForgotten
+from .logs import Log
 from .runtime import Runtime
 
-log = structlog.get_logger("anybatch.kernel")
+log = Log("anybatch.kernel")
 
 TRIM_EVERY_MS: Final = 60_000
 """How often the journal is looked at."""
@@ -52,14 +52,22 @@ class Trimmer:
             await self._wake.wait()
             more = True
             while more and not self._runtime.is_closed and self._runtime.failure is None:
-                more = self._trim()
+                try:
+                    more = self._trim()
+                except JournalError as e:  # costs space; who reads those events is told what is wrong with them
+                    log.warning("journal_not_trimmed", error=str(e))
+                    break
                 await asyncio.sleep(0)
 
     def _trim(self) -> bool:
         """Trim a few records; whether there may be more."""
         runtime, journal = self._runtime, self._runtime.journal
         oldest = journal.oldest
-        page = journal.read(oldest - 1)
+        try:
+            page = journal.read(oldest - 1)
+        except JournalDamaged as e:
+            log.warning("journal_record_unreadable", sequence=e.first)
+            return journal.trim(e.first + 1) > oldest
         keep_from_ms = runtime.clock.now_ms() - self._keep_ms
         needed_ms = min((job.created_ms for job in runtime.state.jobs.values() if not job.ended), default=1 << 62)
         too_large = journal.size > self._keep_bytes
@@ -91,7 +99,8 @@ class ForgottenJobs:
         if self._read_to < journal.oldest - 1:
             self._known.clear()  # those whose events are gone too; the others are read again
             self._read_to = journal.oldest - 1
-        while records := journal.read(self._read_to):
+        # What is trimmed in between is older than the events that are asked about.
+        while records := journal.read(max(self._read_to, journal.oldest - 1)):
             for record in records:
                 for event in record.events:
                     if isinstance(event, JobsForgotten):

@@ -46,7 +46,7 @@ DRAIN_ROUNDS_MAX = 100
 BIG = 64_000
 DAY_MS = 86_400_000
 THOROUGH = settings.default is not None and settings.default.max_examples > 1000
-EXAMPLES, STEPS = (4000, 100) if THOROUGH else (400, 50)
+EXAMPLES, STEPS = (4000, 100) if THOROUGH else (300, 50)
 
 numbers = st.integers(0, 1 << 16)
 """Picks something of what is there, modulo how much there is."""
@@ -203,7 +203,7 @@ class KernelMachine(RuleBasedStateMachine):
             case 1:
                 orders = (("a",), ("b", "a"))
                 self.do(ask.UpdateQueue(name=queue, priority=what, compute_environments=orders[what & 1]))
-                self.do(ask.UpdateQueue(name=queue, retain_succeeded_ms=20_000, retain_failed_ms=10_000 * what))
+                self.do(ask.UpdateQueue(name=queue, retain_succeeded_ms=20_000, retain_failed_ms=100_000_000 * what))
             case 2 if queue in self.rig.state.queues:
                 self.do(ask.UpdateQueue(name=queue, state=DISABLED))
                 self.do(ask.DeleteQueue(name=queue))
@@ -231,10 +231,20 @@ class KernelMachine(RuleBasedStateMachine):
         vcpus=st.integers(1, 4),
         memory_mib=st.sampled_from((None, 300, 900)),
         gpus=st.sampled_from(((), (0, 1), (1, 2), (0, 1, 2, 3))),
+        lookahead=st.sampled_from((0, 0, 0, 2)),
     )
-    def host_up(self, environment: str, host: str, vcpus: int, memory_mib: int | None, gpus: tuple[int, ...]) -> None:
+    def host_up(
+        self, environment: str, host: str, vcpus: int, memory_mib: int | None, gpus: tuple[int, ...], lookahead: int
+    ) -> None:
         self.do(
-            ask.HostUp(environment=environment, host=host, vcpus_milli=1000 * vcpus, memory_mib=memory_mib, gpus=gpus)
+            ask.HostUp(
+                environment=environment,
+                host=host,
+                vcpus_milli=1000 * vcpus,
+                memory_mib=memory_mib,
+                gpus=gpus,
+                lookahead=lookahead,
+            )  # fmt: skip
         )
 
     @rule(what=st.integers(0, 2), environment=st.sampled_from(ENVIRONMENTS), keep=st.integers(0, 7))
@@ -475,7 +485,7 @@ SETTINGS = settings(
 )
 
 
-@pytest.mark.timeout(7200 if THOROUGH else 180)
+@pytest.mark.timeout(7200 if THOROUGH else 900)  # a failure is made small before it is shown
 def test_whatever_happens_the_rules_hold() -> None:
     run_state_machine_as_test(KernelMachine, settings=SETTINGS)
 
