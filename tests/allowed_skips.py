@@ -21,7 +21,10 @@ NEEDS_MOUNT: Final = "needs the right to mount a tmpfs"
 NEEDS_NAMESPACE: Final = "needs the right to make a pid namespace"
 """A process that sees other process ids than the test does: containers are seldom allowed to."""
 
+NEEDS_OLD_PYTHON: Final = "needs an interpreter as old as Python 3.8"
+"""The agent runs on hosts that have none newer; no current system ships one."""
+
 NEEDS_STRACE: Final = "needs strace, and the right to trace a child"
 """The real system calls, in their order."""
 
-ALLOWED: Final = frozenset({NEEDS_CGROUP, NEEDS_CHATTR, NEEDS_MOUNT, NEEDS_NAMESPACE, NEEDS_STRACE})
+ALLOWED: Final = frozenset({NEEDS_CGROUP, NEEDS_CHATTR, NEEDS_MOUNT, NEEDS_NAMESPACE, NEEDS_OLD_PYTHON, NEEDS_STRACE})

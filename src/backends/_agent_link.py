@@ -4,22 +4,28 @@
 an SSH channel.
 
 Protocol. A frame is a 4-byte big-endian length and that many bytes of JSON: an object whose "t" names it.
-A job's attempts travel as runs, lists that may get further elements in a later minor version.
+A job's attempts travel as runs, lists that may get further elements in a later minor version; messages may get
+further fields. What is marked 1.1 is not sent to an agent of 1.0.
 
     to the agent
       hello     protocol [major, minor], kernel, environment {}, logs DIR, workdir DIR or null,
                 orphans_ms: end everything so long after this connection is gone (null: attempts outlive it)
       settle    runs [[job, number, [index]]], last bool: what the kernel believes to be in flight
-      spec      id, command [], script, environment {}, timeout_ms, workdir, scratch; for this connection
+      settings  (1.1) memory: how limits are enforced from now on ("cgroup", "watch", "none"); log_bytes_max (0: no
+                limit); capacity {vcpus_milli, memory_mib, gpus}: what does not fit waits its turn (null: all may run)
+      spec      id, command [], script, environment {}, timeout_ms, workdir, scratch, vcpus_milli, memory_mib (0: no
+                limit); for this connection
       forget    ids: these specs are not used again
       launch    groups [[job, number, array size or null, spec id, [index], {index: [gpu]} or null]]
       stop      grace_ms, runs [[job, number, [index]]]
       ack       seq: exits up to this one are known for good and may be forgotten
       ping · shutdown (grace_ms: end everything, then exit)
     from the agent
-      hello     protocol, build, boot, instance, pid, now_ms (its clock, which all its times are from)
+      hello     protocol, build, boot, instance, pid, now_ms (its clock, which all its times are from),
+                memory: how it can enforce limits, the best first, memory_where (1.1)
       report    seq (of the last exit in it), started [[job, number, [index], [at_ms], [pid]]],
                 exited [[job, number, [index], [code], [started_ms], [stopped_ms], kind, reason, status reason]]
+                (started_ms 0: it never ran; since 1.1 `started` leaves out what has ended in the same report)
       settled   absent runs: never started, so they may be launched
       pong · bye (reason; the connection ends, and the client must not come back)
 
@@ -35,7 +41,7 @@ from collections.abc import Callable
 import anyio
 import msgspec
 
-PROTOCOL = (1, 0)
+PROTOCOL = (1, 1)
 FRAME_MAX = 8 << 20  # bytes, as in agent.py
 CLOSE_TIMEOUT_S = 10.0  # for what is written to be taken by the other side
 
@@ -52,6 +58,8 @@ class Hello(msgspec.Struct, tag_field="t", tag="hello"):
     instance: str
     pid: int
     now_ms: int
+    memory: tuple[str, ...] = ("none",)
+    memory_where: str = "the agent is of an earlier version"
 
 
 class StartedRun(msgspec.Struct, array_like=True):

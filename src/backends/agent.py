@@ -24,6 +24,7 @@ import os
 import queue
 import re
 import selectors
+import shutil
 import signal
 import socket
 import stat
@@ -35,7 +36,7 @@ import traceback
 from collections import deque
 from typing import Any, Callable, Deque, Dict, Iterable, List, Optional, Set, Tuple
 
-PROTOCOL = (1, 0)
+PROTOCOL = (1, 1)
 FRAME_MAX = 8 << 20  # bytes: holds the largest script; batches are split far below it
 EXIT_LOCKED = 75  # exit status: another agent holds the state directory
 IDLE_MS = 30_000
@@ -57,16 +58,29 @@ ENDING_MAX_MS = 5_000  # how long an exit waits for killed leftovers to vanish
 SPOOL_COMPACT = 4 << 20  # bytes of spool from which it is rewritten to what still matters
 LOG_MAX = 256 << 10  # bytes of the agent's own log; one older file of that size is kept
 REASON_MAX = 255  # characters, as AWS has it
+LOOK_MS = 100  # how often running attempts' logs are looked at: placed once they are not empty, and kept below the cap
+LOOK_MAX_MS = 1_000  # the same while nothing changes
+WATCH_MS = 200  # how often resident memory is looked at, if that costs less than a twentieth of the time
+SLOT_KEPT = 4 << 20  # bytes of files in memory that a memory cgroup may hold when it is used again
 
 EXITED, TIMED_OUT, LOST = 0, 1, 2  # kinds of end
 PENDING, SPAWNING, RUNNING, ENDING, ENDED = 0, 1, 2, 3, 4  # states of an attempt
 COULD_NOT_START = "Task failed to start"
+OUT_OF_MEMORY = "OutOfMemoryError: Container killed due to memory usage"
+CGROUP, WATCH, NOT_ENFORCED = "cgroup", "watch", "none"  # how memory limits are enforced
+ENTER_AND_RUN = 'echo $$ >"$0" && exec "$@"'  # a shell's; $0 is a cgroup's list of processes
 RESTARTED = "the machine, or the container that the agent ran in, was restarted"
+NEVER = 1 << 62
 DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ]  # Python ignores them
 LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+SHORTEN_LOG = r"""{ head -c "$2" "$1"; printf '\n[anybatch: %d bytes are left out here]\n' "$3"; tail -c "$2" "$1"
+printf '\n[anybatch: this log was over its limit of %d bytes: %d of its middle are left out]\n' "$4" "$3"
+} >"$1.cut" && mv "$1.cut" "$1" || rm -f "$1.cut" """
+PUNCH_HOLE = 3  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")  # job ids become names of folders
 
 TICKS = os.sysconf("SC_CLK_TCK")  # per second, in /proc/PID/stat
+PAGE = os.sysconf("SC_PAGE_SIZE")
 
 Key = Tuple[str, int, int]  # job id, index, attempt number
 encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -124,19 +138,16 @@ class Processes:
         self.group: Dict[int, int] = {}
         self.session: Dict[int, int] = {}
         self.born: Dict[int, int] = {}  # in ticks: with the id it names a process for good
-        for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
-            if not name.isdigit():
-                continue
+        self.pages: Dict[int, int] = {}  # of resident memory
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc/self") else ())):
             try:
-                fields = process_stat(int(name))
+                fields = process_stat(pid)
             except OSError:
                 continue
-            if fields[0] in (b"Z", b"X"):
-                continue
-            pid = int(name)
-            self.parent[pid], self.group[pid], self.session[pid] = int(fields[1]), int(fields[2]), int(fields[3])
-            self.born[pid] = int(fields[19])
-            self.children.setdefault(int(fields[1]), []).append(pid)
+            if fields[0] not in (b"Z", b"X"):
+                self.parent[pid], self.group[pid], self.session[pid] = map(int, fields[1:4])
+                self.born[pid], self.pages[pid] = int(fields[19]), int(fields[21])
+                self.children.setdefault(int(fields[1]), []).append(pid)
 
     def tree(self, roots: Iterable[int], spared: Iterable[int] = ()) -> Set[int]:
         """`roots` and all their descendants; of what is spared neither it nor what is below."""
@@ -180,6 +191,13 @@ class Processes:
         led = {pid for pid in roots if self.session[pid] == pid}
         roots += [pid for pid, session in self.session.items() if session in led]
         return self.tree(roots, spared)
+
+
+def own_memory(pid: int, otherwise: int) -> int:
+    """Bytes of resident memory, with its share of what it shares."""
+    with contextlib.suppress(OSError, TypeError):
+        return int(re.search(r"Pss: +(\d+)", read_file("/proc/%d/smaps_rollup" % pid))[1]) << 10  # type: ignore[index]
+    return otherwise
 
 
 def uptime_ms() -> int:
@@ -315,6 +333,214 @@ class Spool:
         self.ahead = ""
 
 
+# ---- memory limits ----
+
+
+def read_file(*path: str) -> str:
+    with open(os.path.join(*path)) as file:
+        return file.read()
+
+
+def write_file(value: Any, *path: str) -> None:
+    with open(os.path.join(*path), "w") as file:
+        file.write(str(value))
+
+
+class MemorySlot:
+    """A cgroup with a memory limit, for one attempt after the other."""
+
+    limit = 0
+    kills = 0  # of processes in it for lack of memory, up to the attempt that it serves now
+
+    def __init__(self, version: int, path: str) -> None:
+        self.version = version
+        self.path = path
+        os.mkdir(path)
+
+    def new_kills(self) -> int:
+        words = read_file(self.path, "memory.oom_control" if self.version == 1 else "memory.events").split()
+        before, self.kills = self.kills, int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else 0
+        return self.kills - before
+
+    def kill(self) -> bool:
+        """SIGKILL what is in it, but not the agent (whose spawning threads may be: version 1); whether there was any."""
+        found = {int(pid) for pid in read_file(self.path, "cgroup.procs").split()} - {os.getpid()}
+        for pid in found:
+            with contextlib.suppress(OSError):
+                send_signal(pid, signal.SIGKILL, int(process_stat(pid)[19]))
+        return bool(found)
+
+    def set_limit(self, limit: int) -> None:
+        """Limit memory and swap together where both are counted (version 1), else memory, with no swap (version 2)."""
+        names = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"] if self.version == 1 else ["memory.max"]
+        names = [name for name in names if os.path.exists(os.path.join(self.path, name))] or names[:1]
+        for name in names[::-1] if limit > self.limit > 0 else names:  # the second is never to be less than the first
+            write_file(limit, self.path, name)
+        if self.version == 2 and os.path.exists(os.path.join(self.path, "memory.swap.max")):
+            write_file(0, self.path, "memory.swap.max")
+        self.limit = limit
+
+    def is_clean(self) -> bool:
+        """Whether next to nothing of an earlier attempt would count against the next one's limit."""
+        if int(read_file(self.path, "memory.usage_in_bytes" if self.version == 1 else "memory.current")) <= SLOT_KEPT:
+            return True
+        words = read_file(self.path, "memory.stat").split()
+        return sum(int(words[words.index(name) + 1]) for name in ("shmem", "unevictable") if name in words) <= SLOT_KEPT
+
+
+def remove_group(path: str) -> None:
+    """Remove a cgroup unless there are processes in it; what it holds counts for the group above from then on."""
+    with contextlib.suppress(OSError):  # threads of the agent go to the group above (version 1)
+        for tid in read_file(path, "tasks").split():
+            if os.path.exists("/proc/self/task/" + tid):
+                write_file(tid, os.path.dirname(path), "tasks")
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
+
+
+class MemoryGroups:
+    """The memory cgroups of this agent's attempts, in a folder below its own cgroup (version 2: or beside it)."""
+
+    def __init__(self, name: str) -> None:
+        self.name = "anybatch-" + name
+        self.version = 0  # there are none to be had
+        self.base = ""
+        self.where = "no memory cgroup is open to this user"
+        self.threads = False  # the thread that starts a program enters, at no price; else a shell does
+        self.free: List[MemorySlot] = []
+        self.count = 0
+
+    def open(self) -> None:
+        """Find a place where groups can be made, and try one out."""
+        version, folders = memory_folders()
+        for folder in folders if not self.version else ():
+            self.base, self.version = os.path.join(folder, self.name), version
+            try:
+                self._try(folder)
+                self.where = "version %d, below %s" % (version, self.base)
+                break
+            except (OSError, ValueError, subprocess.SubprocessError) as error:
+                self.where = "no memory cgroup below %s: %s" % (folder, error)
+                self.close()
+
+    def _try(self, folder: str) -> None:
+        for path in (folder, self.base):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path)
+            if self.version == 2 and "memory" not in read_file(path, "cgroup.subtree_control").split():
+                write_file("+memory", path, "cgroup.subtree_control")
+        self._remove_left()
+        # Before 5.2 the system may end the agent for the sake of an attempt in whose group a thread of it is.
+        self.threads = self.version == 1 and tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (5, 2)
+        slot = self.take(64 << 20)
+        if not self.threads:
+            command = ["/bin/sh", "-c", ENTER_AND_RUN, os.path.join(slot.path, "cgroup.procs"), "/bin/true"]
+            subprocess.run(command, check=True, timeout=5, stderr=subprocess.DEVNULL)
+        self.free.append(slot)
+
+    def take(self, limit: int) -> MemorySlot:
+        """A group with this limit in bytes. (OSError: none can be made, or the limit cannot be set.)"""
+        slot = self.free.pop() if self.free else None
+        if slot is not None and not slot.is_clean():
+            remove_group(slot.path)
+            slot = None
+        if slot is None:
+            self.count += 1
+            slot = MemorySlot(self.version, os.path.join(self.base, str(self.count)))
+        if slot.limit != limit:
+            slot.set_limit(limit)
+        return slot
+
+    def _remove_left(self) -> None:
+        for name in filter(str.isdigit, os.listdir(self.base)):
+            self.count = max(self.count, int(name))
+            remove_group(os.path.join(self.base, name))
+
+    def close(self) -> None:
+        """Remove all that can be."""
+        self.free, self.version = [], 0
+        with contextlib.suppress(OSError):
+            self._remove_left()
+            os.rmdir(self.base)
+
+
+def memory_folders() -> Tuple[int, List[str]]:
+    """The version of the memory controller, and the cgroups below which this process may try to make its own.
+
+    Version 1: the one that it is in. Version 2: also those above it, as one with processes cannot have others below
+    it; but none above one that has a limit, which nothing is to escape.
+    """
+    try:
+        lines = [line.split(":", 2) for line in read_file("/proc/self/cgroup").splitlines()]
+        own = {name: path for _, names, path in lines for name in names.split(",")}
+        version, mount = (1, "/sys/fs/cgroup/memory") if "memory" in own else (2, "/sys/fs/cgroup")
+        # In a container its own group may be mounted as the topmost.
+        for folder in (mount + own["memory" if version == 1 else ""].rstrip("/"), mount):
+            if os.path.isdir(folder) and str(os.getpid()) in read_file(folder, "cgroup.procs").split():
+                folders = [folder]
+                while version == 2 and folders[-1] != mount and read_file(folders[-1], "memory.max").strip() == "max":
+                    folders.append(os.path.dirname(folders[-1]))
+                return version, folders
+    except (OSError, ValueError, KeyError):
+        pass
+    return 0, []
+
+
+# ---- logs ----
+
+
+class Out:
+    """Where an attempt's output goes: at first to a file of the agent's (`number`), then to its log's place (0).
+
+    Most attempts print nothing: such a file serves one after the other, and no log is made. One that is not empty is
+    moved to the log's place.
+    """
+
+    freed = 0  # up to where its middle has been given back to the disk
+    cutter = 0  # the process that shortens it
+
+    def __init__(self, path: str, number: int) -> None:
+        self.path = path
+        self.number = number
+
+    def size(self) -> int:
+        with contextlib.suppress(OSError):
+            return os.stat(self.path).st_size
+        return 0
+
+    def is_free(self) -> bool:
+        """Whether nobody can write to it any more (else no lease is given), so that it can serve another attempt."""
+        try:
+            with open(self.path, "rb") as file:
+                fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            return True
+        except (OSError, AttributeError):
+            return False
+
+    def place(self, log: str) -> None:
+        """Move it to where the log belongs. (OSError: that is not possible.)"""
+        try:
+            os.rename(self.path, log)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(log), exist_ok=True)
+            os.rename(self.path, log)
+        self.path, self.number = log, 0
+
+    def free_middle(self, library: Any, keep: int) -> None:
+        """Give the disk back all but so many bytes at either end, where the file system can."""
+        start, stop = max(self.freed, -(-keep // 4096) * 4096), (self.size() - keep) // 4096 * 4096
+        if stop - start >= keep // 4:
+            with open(self.path, "r+b") as file:
+                library.fallocate(file.fileno(), PUNCH_HOLE, ctypes.c_long(start), ctypes.c_long(stop - start))
+            self.freed = stop
+
+
+def log_path(logs: str, job: str, index: int, number: int) -> str:
+    """The place of an attempt's log, as in src/kernel/backend.py."""
+    folder = os.path.join(logs, job, str(index // 1000)) if index >= 1000 else os.path.join(logs, job)
+    return os.path.join(folder, "%d-%d.log" % (index, number))
+
+
 # ---- attempts ----
 
 
@@ -328,6 +554,8 @@ class Spec:
         self.timeout_ms: Optional[int] = message.get("timeout_ms")
         self.workdir: Optional[str] = message.get("workdir")
         self.scratch: bool = message.get("scratch", False)
+        self.vcpus: int = message.get("vcpus_milli", 0)
+        self.memory: int = message.get("memory_mib", 0) << 20
         self.program: Optional[str] = None
         self.argv: List[bytes] = []
 
@@ -398,7 +626,6 @@ class Group:
     array_size: Optional[int] = None
     spec: Optional[Spec] = None
     workdir = "/"
-    log_prefix = ""
     own: Optional[List[str]] = None  # names of variables that attempts had beside `fixed`, which all share
 
     def __init__(self, kernel: str, job: str, number: int) -> None:
@@ -439,6 +666,10 @@ class Attempt:
     reason: Optional[str] = None
     status: Optional[str] = None
     stop_at_ms: Optional[int] = None  # when SIGKILL is due, once it is being stopped
+    out: Optional[Out] = None
+    slot: Optional[MemorySlot] = None
+    counted = False  # it takes part of the capacity
+    over_memory = False
 
     def __init__(self, group: Group, index: int) -> None:
         self.group = group
@@ -458,24 +689,31 @@ def report_line(seq: int, started: Iterable[Attempt], exited: Iterable[Attempt])
     starts: Dict[Any, List[Any]] = {}
     for one in started:
         group = one.group
-        run = starts.get(group)
-        if run is None:
-            run = starts[group] = [group.job, group.number, [], [], []]
+        run = starts.setdefault(group, [group.job, group.number, [], [], []])
         run[2].append(one.index)
         run[3].append(one.started_ms)
         run[4].append(one.pid)
     ends: Dict[Any, List[Any]] = {}
     for one in exited:
         group = one.group
-        sort = (group.job, group.number, one.kind, one.reason, one.status)
-        run = ends.get(sort)
-        if run is None:
-            run = ends[sort] = [group.job, group.number, [], [], [], [], one.kind, one.reason, one.status]
+        how = (one.kind, one.reason, one.status)
+        run = ends.setdefault((group.job, group.number, *how), [group.job, group.number, [], [], [], [], *how])
         run[2].append(one.index)
         run[3].append(one.code)
         run[4].append(one.started_ms)
         run[5].append(one.stopped_ms)
     return encode({"t": "report", "seq": seq, "started": list(starts.values()), "exited": list(ends.values())})
+
+
+def intent_line(kernel: str, at: int, attempts: Iterable[Attempt]) -> str:
+    """These are about to be started; with the numbers of the agent's own files that they write to (0: none)."""
+    runs: Dict[Group, List[Any]] = {}
+    for one in attempts:
+        run = runs.setdefault(one.group, [one.group.job, one.group.number, [], []])
+        run[2].append(one.index)
+        run[3].append(one.out.number if one.out is not None else 0)
+    outs = [run.pop() for run in runs.values()]
+    return encode({"t": "intent", "kernel": kernel, "at": at, "runs": list(runs.values()), "outs": outs})
 
 
 @functools.lru_cache(maxsize=None)
@@ -503,8 +741,9 @@ class Spawner:
     They call the C library themselves, since os.posix_spawn does not let other threads run.
     """
 
-    def __init__(self, now_ms: Callable[[], int]) -> None:
+    def __init__(self, now_ms: Callable[[], int], groups: MemoryGroups) -> None:
         self.now_ms = now_ms
+        self.groups = groups
         self.count = 0  # handed over and not taken back
         self.todo: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.done: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -537,11 +776,17 @@ class Spawner:
         return found
 
     def _work(self) -> None:
+        inside: Optional[MemorySlot] = None  # the cgroup that this thread is in
         while True:
             one, program, arguments, variables, log = self.todo.get()
             one.started_ms = self.now_ms()
             try:
+                if one.slot is not inside and self.groups.threads:
+                    write_file(0, one.slot.path if one.slot else os.path.dirname(self.groups.base), "tasks")
+                    inside = one.slot
                 pid = self._spawn(os.fsencode(program), arguments, variables, os.fsencode(log))
+            except OSError as error:
+                pid = -(error.errno or errno.EINVAL)
             except Exception:
                 pid = -errno.EINVAL
             self.done.put((one, program, log, pid))
@@ -704,6 +949,19 @@ class Agent:
         self.unacked: Deque[Tuple[int, List[Attempt]]] = deque()
         self.reapers: Set[int] = set()  # processes that orphans of a former agent went to
         self.entered: Optional[Group] = None  # whose working directory the agent is in
+        self.groups = MemoryGroups(hashlib.sha256(os.fsencode(state)).hexdigest()[:12])
+        self.memory = NOT_ENFORCED
+        self.next_watch_ms = self.next_look_ms = NEVER
+        self.look_ms = LOOK_MS
+        self.log_max = 0  # bytes; 0: no limit
+        self.outs: List[Out] = []  # empty, to be used again
+        self.outs_count = 0
+        self.outs_made = False  # their folder
+        self.left_outs: Dict[int, Key] = {}  # a killed agent's
+        self.capacity: Optional[Dict[str, Any]] = None  # what may run at once
+        self.vcpus_used = self.memory_used = 0
+        self.gpus_used: Set[int] = set()
+        self.full = False  # the next attempt does not fit
 
         self.kernel = ""
         self.base_environment: Dict[str, str] = {}
@@ -746,6 +1004,9 @@ class Agent:
             self.trouble.write("the spool is damaged; it is used up to there")
         if same_boot and live:
             self._end_leftovers(live.values())
+        self._recover_logs(live)
+        if self.groups.base:
+            self.groups.close()
         for one in live.values():
             one.kind, one.reason = LOST, "the agent was killed" if same_boot else RESTARTED
             self._ended(one)
@@ -758,6 +1019,20 @@ class Agent:
         if not end_leftovers({one.name: (one.pid, one.near_ms) for one in attempts}, reapers):
             self.trouble.write("processes that a killed agent left survive SIGKILL")
 
+    def _recover_logs(self, live: Dict[Key, Attempt]) -> None:
+        """Move what the attempts of a killed agent have written to where their logs belong."""
+        for number, key in self.left_outs.items():
+            out = Out(os.path.join(self.outs_folder, str(number)), number)
+            with contextlib.suppress(OSError):
+                if key in live and out.size():
+                    out.place(log_path(self.logs, *key))
+        shutil.rmtree(self.outs_folder, ignore_errors=True)
+
+    @property
+    def outs_folder(self) -> str:
+        """In the logs' folder, as a file can be moved within one file system only."""
+        return os.path.join(self.logs, "." + self.groups.name)
+
     def _recover_record(self, record: Dict[str, Any], live: Dict[Key, Attempt], same_boot: bool) -> None:
         if record["t"] == "intent":
             for job, number, indexes in record["runs"]:
@@ -765,12 +1040,16 @@ class Agent:
                 for index in indexes:
                     one = live[job, int(index), int(number)] = Attempt(group, int(index))
                     one.near_ms = int(record.get("at", 0))
+            for (job, number, indexes), outs in zip(record["runs"], record.get("outs", ())):
+                self.left_outs.update((out, (job, index, number)) for out, index in zip(outs, indexes) if out)
         elif record["t"] == "report":
             self._recover_report(record, live)
         elif record["t"] == "ack":
             self._acknowledge(int(record["seq"]))
         elif record["t"] == "settled":
             self.settled = same_boot
+        elif record["t"] == "places":
+            self.logs, self.groups.base = record["logs"], record["groups"]
         elif record["t"] == "reaper":
             self.reapers.add(int(record["pid"]))
 
@@ -806,10 +1085,11 @@ class Agent:
         for number in set(range(1, 32)) - {*DEFAULT_SIGNALS, signal.SIGKILL, signal.SIGSTOP}:
             if signal.getsignal(number) is signal.SIG_IGN:
                 signal.signal(number, signal.SIG_DFL)
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGCHLD):
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGCHLD, signal.SIGIO):
             signal.signal(number, lambda *_: None)
         signal.signal(signal.SIGTERM, self._on_sigterm)
-        self.spawner = Spawner(self.now_ms)
+        self.groups.open()
+        self.spawner = Spawner(self.now_ms, self.groups)
         self.selector.register(wake_read, selectors.EVENT_READ, lambda: os.read(wake_read, 1 << 16))
         self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
         try:
@@ -823,6 +1103,7 @@ class Agent:
         folder = os.path.join(self.state, "scratch")
         for name in os.listdir(folder) if os.path.isdir(folder) and not os.path.islink(folder) else ():
             self._remove(name)
+        self.idle_since_ms = self.now_ms()
 
     def _note_reaper(self) -> None:
         """Spool whose children this agent's would become, so that a later agent finds them by that."""
@@ -850,6 +1131,7 @@ class Agent:
                 time.sleep(0.1)
         for connection in list(self.connections):
             connection.close(wait=True)
+        self.groups.close()
 
     def _end_orphans(self) -> None:
         """Attempts of a kernel that nobody comes back to end soon after it."""
@@ -869,13 +1151,13 @@ class Agent:
         return self.now_ms() - self.idle_since_ms >= self.idle_ms
 
     def _wait_s(self) -> float:
-        if self.pending and self.spawner.count < BURST:
+        if self.pending and self.spawner.count < BURST and not self.full:
             return 0.0
         if self.spawner.count:
             return SPAWN_POLL_MS / 1000
         if self.ending:
             return ENDING_POLL_MS / 1000
-        until = self.next_tick_ms
+        until = min(self.next_tick_ms, self.next_look_ms, self.next_watch_ms)
         if self.new_started:
             until = min(until, self.new_started[0].started_ms + STARTED_DELAY_MS - 1)
         if self.timers:
@@ -914,7 +1196,7 @@ class Agent:
             self.listener = listen(self.socket_path)
             self.socket_inode = inode(self.socket_path)
             self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
-        self.entered = None  # a folder may have been removed and made again
+        self.entered, self.outs_made = None, False  # a folder may have been removed and made again
         if not self.running:
             os.chdir("/")  # hold no file system
 
@@ -947,7 +1229,9 @@ class Agent:
 
     def on_hello(self, connection: Connection, message: Dict[str, Any]) -> None:
         about: Dict[str, Any] = {"t": "hello", "protocol": PROTOCOL, "build": self.build, "boot": self.boot}
+        modes = [CGROUP] * bool(self.groups.version) + [WATCH] * (self.children_fd >= 0) + [NOT_ENFORCED]
         about.update(instance=self.instance, pid=os.getpid(), now_ms=self.now_ms())
+        about.update(memory=modes, memory_where=self.groups.where)
         connection.send(encode(about))
         if message["protocol"][0] != PROTOCOL[0]:
             connection.send(encode({"t": "bye", "reason": "the agent speaks protocol %d.%d" % PROTOCOL}))
@@ -958,12 +1242,23 @@ class Agent:
             self.client.send(encode({"t": "bye", "reason": "replaced by a newer connection"}))
             if self.client is not None:
                 self.client.close()
-        self.kernel, self.logs, self.workdir = message["kernel"], message["logs"], message.get("workdir")
+        self.kernel, logs, self.workdir = message["kernel"], message["logs"], message.get("workdir")
         self.base_environment = message["environment"]
+        if self.logs != logs:
+            self.logs, self.outs = logs, []
+            self._note(self._places())
         self.orphans_ms = message.get("orphans_ms")
         self.absent, self.missing = [], []
         self.client = connection
         connection.greeted = True
+
+    def _places(self) -> str:
+        return encode({"t": "places", "logs": self.logs, "groups": self.groups.base})
+
+    def on_settings(self, _: Connection, message: Dict[str, Any]) -> None:
+        """For what is started from now on. capacity null: whatever is launched may run."""
+        self.memory, self.log_max = message["memory"], message["log_bytes_max"]
+        self.capacity, self.full = message["capacity"], False
 
     def on_settle(self, connection: Connection, message: Dict[str, Any]) -> None:
         """Compare what the kernel believes with what is held; at the last part report everything held."""
@@ -1040,7 +1335,6 @@ class Agent:
         if array_size is not None:
             group.environment["AWS_BATCH_JOB_ARRAY_SIZE"] = str(array_size)
         group.workdir = spec.workdir or self.workdir or os.path.join(self.state, "jobs", job)
-        group.log_prefix = os.path.join(self.logs, job, "")
         return group
 
     def on_stop(self, _: Connection, message: Dict[str, Any]) -> None:
@@ -1071,18 +1365,18 @@ class Agent:
         """Spawn the next pending attempts, after their intent is on disk."""
         burst: List[Attempt] = []
         while self.pending and len(burst) < BURST:
+            if self.pending[0].state == PENDING and not self._fits(self.pending[0]):
+                break
             one = self.pending.popleft()
             if one.state == PENDING:
+                self._count(one, 1)
+                one.out = self._take_out()
                 burst.append(one)
         if not burst:
             return
-        runs: Dict[Group, List[int]] = {}
-        for one in burst:
-            runs.setdefault(one.group, []).append(one.index)
-        listed = [[group.job, group.number, indexes] for group, indexes in runs.items()]
         near_ms = uptime_ms()
         try:
-            self.spool.append(encode({"t": "intent", "kernel": self.kernel, "at": near_ms, "runs": listed}))
+            self.spool.append(intent_line(self.kernel, near_ms, burst))
         except OSError as error:
             for one in burst:
                 self._not_started(one, "CannotStartContainerError: the agent's spool: %s" % error.strerror)
@@ -1091,20 +1385,128 @@ class Agent:
             one.near_ms = near_ms
             self._start(one)
 
+    def _fits(self, one: Attempt) -> bool:
+        """Whether there is room for it beside what runs. What would never fit may run alone."""
+        group, spec, most = one.group, one.group.spec, self.capacity
+        if most is None or spec is None or not self.vcpus_used:
+            return True
+        fits = self.vcpus_used + spec.vcpus <= most["vcpus_milli"]
+        fits = fits and (most["memory_mib"] is None or self.memory_used + spec.memory <= most["memory_mib"] << 20)
+        self.full = not fits or bool(group.gpus and self.gpus_used.intersection(group.gpus.get(str(one.index), ())))
+        return not self.full
+
+    def _count(self, one: Attempt, sign: int) -> None:
+        """Add an attempt to what runs, or take it away."""
+        spec, gpus = one.group.spec, one.group.gpus.get(str(one.index)) if one.group.gpus else None
+        if spec is not None and one.counted != (sign > 0):
+            one.counted = not one.counted
+            self.vcpus_used += sign * spec.vcpus
+            self.memory_used += sign * spec.memory
+            self.full = False
+            if gpus:
+                (self.gpus_used.update if one.counted else self.gpus_used.difference_update)(gpus)
+
+    def _take_out(self) -> Out:
+        if self.outs:
+            return self.outs.pop()
+        self.outs_count += 1
+        return Out(os.path.join(self.outs_folder, str(self.outs_count)), self.outs_count)
+
+    def _close_out(self, one: Attempt) -> None:
+        """An ended attempt's log is in its place, or there is none as it is empty."""
+        out, one.out = one.out, None
+        try:
+            if out is not None and out.size():
+                if out.number:
+                    out.place(log_path(self.logs, *one.key))
+            elif out is not None and out.number and out.is_free():
+                self.outs.append(out)
+            elif out is not None:
+                os.unlink(out.path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self.trouble.write("the log of %s: %s" % (one.name, error))
+
+    def _is_cut(self, one: Attempt) -> bool:
+        """Whether the log of an ended attempt is within its limit; if not that is being seen to."""
+        out, limit = one.out, self.log_max
+        if out is not None and limit and not out.cutter and out.size() > limit:
+            with contextlib.suppress(OSError):
+                if out.number:
+                    out.place(log_path(self.logs, *one.key))
+                command = [
+                    "sh",
+                    "-c",
+                    SHORTEN_LOG,
+                    "sh",
+                    out.path,
+                    str(limit // 2),
+                    str(out.size() - limit),
+                    str(limit),
+                ]
+                out.cutter = os.posix_spawn("/bin/sh", command, {"PATH": os.defpath})
+                self.helpers.add(out.cutter)
+        return out is None or out.cutter not in self.helpers
+
+    def _look_at_logs(self) -> None:
+        """Put the logs of running attempts in their places once there is something in them; keep them short."""
+        self.look_ms = min(self.look_ms * 3 // 2, LOOK_MAX_MS)
+        for one in self.running.values():
+            out = one.out
+            size = out.size() if out is not None else 0
+            try:
+                if out is not None and out.number and size:
+                    self.look_ms = LOOK_MS
+                    out.place(log_path(self.logs, *one.key))
+                if out is not None and self.log_max and size > self.log_max:
+                    self.look_ms = LOOK_MS
+                    out.free_middle(self.spawner.library, self.log_max // 2)
+            except OSError as error:
+                self.trouble.write("the log of %s: %s" % (one.name, error))
+        self.next_look_ms = self.now_ms() + max(self.look_ms, len(self.running) // 5) if self.running else NEVER
+
+    def _watch_memory(self) -> None:
+        """Kill attempts whose processes together have more memory than they may."""
+        watched = [one for one in self.running.values() if one.group.spec is not None and one.group.spec.memory]
+        before, processes = time.monotonic(), Processes()
+        if watched:
+            self._adopt(self._children(), [])
+        for one in watched:
+            assert one.group.spec is not None
+            tree = processes.tree([one.pid] + [stray for stray, owner in self.strays.items() if owner is one])
+            held = {pid: processes.pages.get(pid, 0) * PAGE for pid in tree}
+            limit = one.group.spec.memory
+            if sum(held.values()) > limit and sum(own_memory(*item) for item in held.items()) > limit:
+                one.over_memory = True
+                for pid in tree.intersection(processes.born):
+                    send_signal(pid, signal.SIGKILL, processes.born[pid])
+        pause_ms = max(WATCH_MS, int(20_000 * (time.monotonic() - before)))
+        self.next_watch_ms = self.now_ms() + pause_ms if watched else NEVER
+
     def _start(self, one: Attempt) -> None:
         group, spec = one.group, one.group.spec
         assert spec is not None
-        log = "%s%d-%d.log" % (group.log_prefix, one.index, group.number)
-        program = None
+        log, program = one.out.path if one.out is not None else "", None
         try:
             if group is not self.entered:
                 self._land(ALL)  # all that is under way starts in the former one's folder
                 self._enter(group)
+            if not self.outs_made:
+                os.makedirs(self.outs_folder, exist_ok=True)
+                self.outs_made = True
             program = spec.program or spec.find_program(group.workdir, self.scripts)
             own = {"ANYBATCH_ATTEMPT": one.name}
             if spec.scratch:
                 own["ANYBATCH_SCRATCH"] = own["TMPDIR"] = self._scratch(one.name)
-            self.spawner.put(one, program, spec.arguments(program), group.variables(one.index, own), log)
+            run, arguments = program, spec.arguments(program)
+            if spec.memory and self.memory == CGROUP:
+                one.slot = self.groups.take(spec.memory)
+                if not self.groups.threads:
+                    procs = os.path.join(one.slot.path, "cgroup.procs")
+                    run, shell = "/bin/sh", ["sh", "-c", ENTER_AND_RUN, procs, program]
+                    arguments = [*map(os.fsencode, shell), *arguments[1:]]
+            self.spawner.put(one, run, arguments, group.variables(one.index, own), log)
             one.state = SPAWNING
         except StartError as error:
             self._not_started(one, str(error))
@@ -1120,6 +1522,10 @@ class Agent:
                 one.pid, one.state = pid, RUNNING
                 self.running[pid] = one
                 self.new_started.append(one)
+                if spec.memory and self.memory == WATCH:
+                    self.next_watch_ms = min(self.next_watch_ms, one.started_ms + WATCH_MS)
+                if self.next_look_ms > one.started_ms + LOOK_MS:
+                    self.look_ms, self.next_look_ms = LOOK_MS, one.started_ms + LOOK_MS
                 if spec.timeout_ms is not None:
                     self._at(one.started_ms + spec.timeout_ms, one)
             else:
@@ -1128,7 +1534,6 @@ class Agent:
 
     def _enter(self, group: Group) -> None:
         """Make a group's folders, and go to its working directory, which posix_spawn passes on."""
-        os.makedirs(group.log_prefix, exist_ok=True)
         assert group.spec is not None
         try:
             if not (group.spec.workdir or self.workdir):
@@ -1149,13 +1554,15 @@ class Agent:
     def _diagnose(self, error: Exception, program: Optional[str], log: str) -> str:
         """Say which of the things that a spawn touches is at fault."""
         what, why = repr(program), str(error)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.filename is not None:
+            what, why = repr(error.filename), str(error.strerror)
+        elif isinstance(error, OSError):
             why = error.strerror or why
             try:
                 os.close(os.open(log, LOG_FLAGS, 0o600))
             except OSError as log_error:
                 what, why = "log file %r" % log, str(log_error.strerror)
-                self.entered = None  # its folder may be gone: make it again for the next
+                self.entered, self.outs_made = None, False
             else:
                 if error.errno == errno.ENOENT and program and os.path.exists(program):
                     why = "the interpreter that its first line names is missing"
@@ -1171,6 +1578,16 @@ class Agent:
         """The attempt's end is known: report it in this turn."""
         if not one.stopped_ms:
             one.stopped_ms = self.now_ms()
+        if one.slot is not None:
+            slot, one.slot = one.slot, None
+            with contextlib.suppress(OSError, ValueError):
+                one.over_memory = slot.new_kills() > 0
+                if not slot.kill():
+                    self.groups.free.append(slot)
+        if one.over_memory and one.code and one.kind == EXITED and one.stop_at_ms is None:
+            one.code, one.reason = 128 + signal.SIGKILL, OUT_OF_MEMORY
+        self._close_out(one)
+        self._count(one, -1)
         one.state = ENDED
         self.attempts[one.key] = one
         self.new_exited.append(one)
@@ -1218,13 +1635,17 @@ class Agent:
     def _end_trees(self, ended: List[Attempt]) -> None:
         """Report what nothing is left of; the rest of each tree has had, or gets now, its SIGKILL."""
         alive = self._kill_strays(ended)
+        alive.update(one for one in self.ending + ended if one.slot is not None and one.slot.kill())
         still: List[Attempt] = []
         for one in self.ending + ended if self.ending else ended:
             try:
                 os.killpg(one.pid, 0)  # only asks: its number may be anybody's by now
             except OSError as error:
                 if one not in alive and error.errno != errno.EPERM:
-                    self._ended(one)
+                    if self._is_cut(one):
+                        self._ended(one)
+                    else:
+                        still.append(one)
                     continue
             if self.now_ms() - one.stopped_ms > ENDING_MAX_MS:
                 self.trouble.write("%s: processes survive SIGKILL" % one.name)
@@ -1282,6 +1703,7 @@ class Agent:
                     fresh.append(one)
                 one.stop_at_ms = kill_at
                 self._at(kill_at, one)
+        self.next_look_ms = min(self.next_look_ms, self.now_ms() + LOOK_MS)
         if fresh:
             self._terminate(fresh)
             if grace_ms <= 0:
@@ -1324,6 +1746,10 @@ class Agent:
             heapq.heapify(self.timers)
         if self.orphaned_at_ms is not None and now >= self.orphaned_at_ms:
             self._end_orphans()
+        if now >= self.next_look_ms:
+            self._look_at_logs()
+        if now >= self.next_watch_ms:
+            self._watch_memory()
         if now >= self.next_tick_ms:
             self._tick()
 
@@ -1333,6 +1759,7 @@ class Agent:
         """Spool and send this turn's starts and exits."""
         started, exited = self.new_started, self.new_exited
         self.new_started, self.new_exited = [], []
+        started = [one for one in started if one.state != ENDED]  # the end of one that has ended tells its start
         for start in range(0, max(len(exited), 1), REPORT_MAX):
             part = exited[start : start + REPORT_MAX]
             self._number(part)
@@ -1362,10 +1789,9 @@ class Agent:
             self._flush()
         lines = [encode({"t": "spool", "version": 1, "boot": self.boot, "settled": self.settled, "seq": self.seq})]
         lines.extend(encode({"t": "reaper", "pid": pid}) for pid in self.reapers)
+        lines.append(self._places())
         running = [one for one in self.attempts.values() if one.state in (RUNNING, ENDING)]
-        for one in running:
-            run = [one.group.job, one.group.number, [one.index]]
-            lines.append(encode({"t": "intent", "kernel": one.group.kernel, "at": one.near_ms, "runs": [run]}))
+        lines.extend(intent_line(one.group.kernel, one.near_ms, [one]) for one in running)
         lines.append(report_line(0, running, ()))
         lines.extend(report_line(seq, (), ended) for seq, ended in self.unacked)
         try:

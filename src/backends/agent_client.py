@@ -23,8 +23,9 @@ from typing import Any, Protocol
 
 import anyio
 import msgspec
+from anybatch.kernel.logs import Log
 
-from ..kernel.backend import AttemptKey, AttemptSpec, BackendContext, Launch
+from ..kernel.backend import AttemptKey, AttemptSpec, BackendContext, Capacity, Launch
 from ..kernel.core.errors import BackendError
 from ._agent_link import CLOSE_TIMEOUT_S, FRAME_MAX, PROTOCOL, Hello, Link, Report, Run
 
@@ -42,7 +43,22 @@ EXIT_LOCKED = 75  # as in agent.py
 EXITED, TIMED_OUT, LOST = 0, 1, 2  # kinds of end, as in agent.py
 
 
+log = Log("anybatch.backends")
+
 _encode = msgspec.json.Encoder().encode
+
+
+class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent is told of how to run attempts.
+
+    `memory`: how limits of memory are enforced ("auto": in the best way that the host allows). `log_bytes_max`: of one
+    attempt's log (0: no limit). `capacity`: what the agent may run at once, holding the rest back (None: all that it
+    is given).
+    """
+
+    memory: str = "auto"
+    log_bytes_max: int = 0
+    capacity: Capacity | None = None
 
 
 def runs_of(keys: Iterable[AttemptKey]) -> list[Run]:
@@ -152,9 +168,13 @@ class AgentClient:
         host: str,
         environment: Mapping[str, str],
         workdir: str | None = None,
+        settings: AgentSettings | None = None,
     ) -> None:
         self._context = context
         self._host = host
+        self._settings = settings or AgentSettings()
+        self.memory = "none"
+        """How limits of memory are enforced: "cgroup", "watch" or "none"."""
         self._connector = connector
         self._hello = {
             "t": "hello",
@@ -193,6 +213,16 @@ class AgentClient:
     def report_to(self, context: BackendContext) -> None:
         """Report to this context from now on."""
         self._context = context
+
+    def set(self, settings: AgentSettings) -> None:
+        """Have attempts run in this way from now on.
+
+        Raises:
+            BackendError: the host does not allow that.
+        """
+        self._settings = settings
+        if self._link is not None and self.agent is not None:
+            self._send_settings(self._link, self.agent)
 
     async def launch(self, launches: Sequence[Launch]) -> None:
         """Hand these over; without a connection just now, as soon as there is one."""
@@ -290,7 +320,30 @@ class AgentClient:
                 f"the agent (process {hello.pid}) speaks protocol {theirs}, this kernel {ours}; it can be taken over "
                 "by a version of anybatch that speaks the same, or ended with SIGTERM, which ends its attempts"
             )
+        self._send_settings(link, hello)
         self.agent = hello
+
+    def _send_settings(self, link: Link, hello: Hello) -> None:
+        asked = self._settings.memory
+        if asked not in ("auto", *hello.memory):
+            raise BackendError(
+                f"memory_enforcement {asked!r} is not possible here, but {' or '.join(map(repr, hello.memory))} "
+                f"({hello.memory_where}; 'auto' takes the best that is possible)"
+            )
+        self.memory = hello.memory[0] if asked == "auto" else asked
+        if hello.protocol[1] >= 1:
+            capacity = self._settings.capacity
+            told = {
+                "t": "settings",
+                "memory": self.memory,
+                "log_bytes_max": self._settings.log_bytes_max,
+                "capacity": None if capacity is None else msgspec.structs.asdict(capacity),
+            }
+            link.write(_encode(told))
+        if self.memory == "none" and asked != "none":
+            log.warning(
+                "memory_not_enforced", environment=self._context.settings.name, host=self._host, why=hello.memory_where
+            )
 
     async def _settle(self, link: Link) -> None:
         """Learn what became of everything held; start what never was; then go on."""
@@ -413,6 +466,8 @@ class AgentClient:
             "timeout_ms": spec.timeout_ms,
             "workdir": spec.workdir,
             "scratch": spec.scratch,
+            "vcpus_milli": spec.vcpus_milli,
+            "memory_mib": spec.memory_mib,
         }
         frame = json.dumps(message).encode()
         if len(frame) > FRAME_MAX - 4:
@@ -457,6 +512,11 @@ class AgentClient:
                 context.lost(run.job_id, run.number, run.indexes, reason=run.reason or "lost by the agent")
                 continue
             at_ms = [at + offset for at in run.stopped_ms]
+            started_ms = [at + offset for at in run.started_ms] if all(run.started_ms) else None
+            if started_ms is None or run.kind == TIMED_OUT:
+                began = [(index, at + offset) for index, at in zip(run.indexes, run.started_ms, strict=True) if at]
+                if began:
+                    context.started(run.job_id, run.number, [one[0] for one in began], [one[1] for one in began])
             if run.kind == TIMED_OUT:
                 context.timed_out(run.job_id, run.number, run.indexes, run.codes, at_ms)
             else:
@@ -468,6 +528,7 @@ class AgentClient:
                     at_ms,
                     reason=run.reason,
                     status_reason=run.status_reason,
+                    started_ms=started_ms,
                 )
         if report.exited:
             link.seq = report.seq

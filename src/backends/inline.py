@@ -8,6 +8,7 @@ its traceback in the log). A stop cancels it. When the process ends, what ran is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -169,7 +170,8 @@ class InlineBackend:
             if isinstance(result, int) and not isinstance(result, bool) and 0 <= result <= 255:
                 return result, None
             return 1, f"the function returned {result!r}; an exit code is 0 to 255, or None"
-        attempt.write("".join(traceback.format_exception(error)))
+        with contextlib.suppress(OSError):  # a full disk, or no descriptors left: the reason is told all the same
+            attempt.write("".join(traceback.format_exception(error)))
         return 1, f"{type(error).__name__}: {error}"
 
     async def stop(self, attempts: Sequence[AttemptKey], grace_ms: int) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, Literal, final
 
 import anyio
 import anyio.to_thread
@@ -14,7 +15,7 @@ import msgspec
 
 from ..kernel.backend import API_VERSION, AttemptKey, BackendContext, Capabilities, Capacity, Launch, log_path
 from ..kernel.core.errors import BackendError
-from .agent_client import AgentClient, LocalAgent, default_environment
+from .agent_client import AgentClient, AgentSettings, LocalAgent, default_environment
 
 HOST = "local"
 MEMORY_SHARE = 0.9  # of the machine's memory; the rest is for the kernel, the agent and the system
@@ -24,11 +25,21 @@ CLOSE_GRACE_MS = 2_000  # for attempts that still run when a kernel that nobody 
 
 
 class ProcessOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """`memory`: MiB to give out (None: 90 % of the machine's or its cgroup's). `gpus`: device indexes."""
+    """Options of a compute environment with this backend (docs/limits.md says more of them).
+
+    `memory`: MiB to give out (None: 90 % of the machine's or its cgroup's). `gpus`: device indexes.
+    `memory_enforcement`: how an attempt is held to its memory: by a cgroup, by watching its resident memory, or not at
+    all ("auto": in the best way that the machine allows; what it does not allow is an error). `log_bytes_max`: of one
+    attempt's log, of which the middle is left out beyond that (0: no limit). `lookahead`: attempts that the kernel may
+    send beyond what runs at once, so that no slot waits for it.
+    """
 
     memory: int | None = None
     gpus: tuple[int, ...] = ()
     zone: str | None = None
+    memory_enforcement: Literal["auto", "cgroup", "watch", "none"] = "auto"
+    log_bytes_max: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)] = 64 << 20
+    lookahead: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
 
 
 @final
@@ -62,17 +73,30 @@ class ProcessBackend:
         memory_mib = options.memory
         if memory_mib is None:
             memory_mib = int(machine_memory_mib() * MEMORY_SHARE)
-        capacity = Capacity(vcpus_milli=context.settings.max_vcpus_milli, memory_mib=memory_mib, gpus=options.gpus)
+        capacity = Capacity(
+            vcpus_milli=context.settings.max_vcpus_milli,
+            memory_mib=memory_mib,
+            gpus=options.gpus,
+            lookahead=options.lookahead,
+        )
+        settings = AgentSettings(
+            memory=options.memory_enforcement,
+            log_bytes_max=options.log_bytes_max,
+            capacity=capacity if options.lookahead else None,
+        )
         context.host_up(HOST, capacity, options.zone)
         self._context = context
         if self._client is not None:  # new settings only: what was launched is being looked after
             self._client.report_to(context)
+            self._client.set(settings)
             return
         place = f"{context.kernel_id}\0{context.settings.name}\0{context.state_dir.resolve()}"
         name = hashlib.sha256(os.fsencode(place)).hexdigest()[:12]
         connector = LocalAgent(context.state_dir, context.runtime_dir / f"{name}.sock", idle_ms=self._agent_idle_ms)
         environment = default_environment() if self._base_environment is None else self._base_environment
-        self._client = AgentClient(context, connector, host=HOST, environment=environment, workdir=self._workdir)
+        self._client = AgentClient(
+            context, connector, host=HOST, environment=environment, workdir=self._workdir, settings=settings
+        )
         await self._client.start(known)
 
     async def launch(self, launches: Sequence[Launch]) -> None:
@@ -88,16 +112,17 @@ class ProcessBackend:
         """
         client = self._started()
         assert self._context is not None
-        path = log_path(self._context.logs_dir, attempt)
-        at = 0
-        while True:
-            going_on = follow and client.holds(attempt)  # before reading: what it wrote until its end is read
-            while piece := await anyio.to_thread.run_sync(_read, path, at):
-                at += len(piece)
-                yield piece
-            if not going_on:
-                return
-            await anyio.sleep(FOLLOW_POLL_S)
+        log = _Log(log_path(self._context.logs_dir, attempt))
+        try:
+            while True:
+                going_on = follow and client.holds(attempt)  # before reading: what it wrote until its end is read
+                while piece := await anyio.to_thread.run_sync(log.read):
+                    yield piece
+                if not going_on:
+                    return
+                await anyio.sleep(FOLLOW_POLL_S)
+        finally:
+            log.close()
 
     async def close(self) -> None:
         """Let go. Attempts go on if a later kernel comes back to them, else they are ended.
@@ -119,15 +144,41 @@ class ProcessBackend:
         return self._client
 
 
-def _read(path: Path, at: int) -> bytes:
-    try:
-        fd = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return b""
-    try:
-        return os.pread(fd, LOG_PIECE, at)
-    finally:
-        os.close(fd)
+class _Log:
+    """A log that is read while it is written to."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+        self._at = 0
+
+    def read(self) -> bytes:
+        """What comes next; nothing if there is nothing yet.
+
+        It stays with the file that it has opened: a log that is shortened when its attempt ends is another one. What
+        was taken from the middle of a log that grows too long is a hole, and passed over.
+        """
+        if self._fd < 0:
+            try:
+                self._fd = os.open(self._path, os.O_RDONLY)
+            except FileNotFoundError:
+                return b""
+        try:
+            data = os.lseek(self._fd, self._at, os.SEEK_DATA)
+            hole = os.lseek(self._fd, data, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # that is the end
+                raise
+            return b""
+        piece = os.pread(self._fd, min(LOG_PIECE, hole - data), data)
+        self._at = data + len(piece)
+        return piece
+
+    def close(self) -> None:
+        """Close the file; the next read begins anew."""
+        fd, self._fd, self._at = self._fd, -1, 0
+        if fd >= 0:
+            os.close(fd)
 
 
 def machine_memory_mib() -> int:

@@ -73,7 +73,8 @@ class Cleaner:
                 yield environment / "jobs"
 
     def _on_disk(self) -> list[str]:
-        return sorted({entry.name for root in self._roots() if root.is_dir() for entry in os.scandir(root)})
+        found = {entry.name for root in self._roots() if root.is_dir() for entry in os.scandir(root)}
+        return sorted(name for name in found if not name.startswith("."))  # a backend's own
 
     def _remove(self, job_ids: list[str]) -> None:
         roots = list(self._roots())

@@ -216,7 +216,10 @@ class RecordingContext:
         *,
         reason: str | None = None,
         status_reason: str | None = None,
+        started_ms: Sequence[int] | None = None,
     ) -> None:
+        if started_ms is not None:
+            self.started(job_id, number, indexes, started_ms)
         self._check_text("exited", reason, chars_max=REASON_CHARS_MAX)
         self._check_text("exited", status_reason)
         self._ended(EXITED, job_id, number, indexes, codes, at_ms, reason, status_reason)

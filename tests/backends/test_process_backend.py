@@ -27,7 +27,7 @@ from anybatch.kernel.clock import Clock, SystemClock
 from anybatch.kernel.core.errors import BackendError
 
 JOB = "6f1e2d3c-1111-4222-8333-444455556666"
-DEADLINE_S = 20.0
+DEADLINE_S = 8.0
 
 
 class Recorder:
@@ -78,7 +78,15 @@ class Recorder:
         *,
         reason: str | None = None,
         status_reason: str | None = None,
+        started_ms: Sequence[int] | None = None,
     ) -> None:
+        if started_ms is not None:
+            fresh = [
+                (i, at)
+                for i, at in zip(indexes, started_ms, strict=True)
+                if AttemptKey(job_id, i, number) not in self._began
+            ]
+            self.started(job_id, number, [i for i, _ in fresh], [at for _, at in fresh])
         for place, (index, code) in enumerate(zip(indexes, codes, strict=True)):
             key = AttemptKey(job_id, index, number)
             self.ends[key] = code
@@ -451,8 +459,8 @@ async def test_stop_ends_the_whole_tree_by_sigterm_then_sigkill(rig: Rig) -> Non
 
     await backend.stop([key()], 300)
     await backend.stop([key()], 60_000)
-    log = log_path(context.logs_dir, key())
-    await until(lambda: sorted(log.read_text().split()) == ["grandchild", "grandchild", "main"])
+    while sorted((await output(backend, key())).split()) != [b"grandchild", b"grandchild", b"main"]:
+        await anyio.sleep(0.01)
     assert context.ends == {}
     await until(lambda: context.ends)
 
@@ -731,7 +739,7 @@ async def test_an_agent_of_another_protocol_is_refused_in_words(rig: Rig, monkey
     await rig.open()
     monkeypatch.setattr(agent_client, "PROTOCOL", (2, 0))
 
-    with pytest.raises(BackendError, match=r"speaks protocol 1\.0, this kernel 2\.0"):
+    with pytest.raises(BackendError, match=r"speaks protocol 1\.1, this kernel 2\.0"):
         await rig.open()
 
 

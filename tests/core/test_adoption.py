@@ -215,7 +215,7 @@ async def test_what_is_found_where_it_is_not_placed_is_stopped(tmp_path: Path) -
         await until(lambda: here.live)
         key = AttemptKey(job.id, 0, 1)
         there.context.found("host", key.job_id, key.number, [0])
-        await turns(200)
+        await until(lambda: there.stopped)
         assert there.stopped == [key], "the second copy goes on running"
         assert here.stopped == []
         here.exit_all()

@@ -12,6 +12,7 @@ import pytest
 from anybatch.kernel.core import evolve, follow, machine, placement, snapshot
 from anybatch.kernel.core import inputs as ask
 from anybatch.kernel.core.errors import RequestError
+from anybatch.kernel.core.explain import Code, explain
 from anybatch.kernel.core.inputs import DependencyRequest
 from anybatch.kernel.core.model import (
     Action,
@@ -25,7 +26,7 @@ from anybatch.kernel.core.model import (
 )
 from anybatch.kernel.core.snapshot import decode, encode
 from anybatch.kernel.core.state import EnvironmentRow, HostRow, KernelState
-from anybatch.kernel.core.states import RUNNABLE, RUNNING, STARTING
+from anybatch.kernel.core.states import RUNNABLE, RUNNING, STARTING, STATUSES
 from core_oracle import Oracle
 from core_rig import DISABLED, ENABLED, SEQUENTIAL, Rig, after, n_to_n
 from hypothesis import HealthCheck, Phase, settings
@@ -244,7 +245,7 @@ class KernelMachine(RuleBasedStateMachine):
                 memory_mib=memory_mib,
                 gpus=gpus,
                 lookahead=lookahead,
-            )  # fmt: skip
+            )
         )
 
     @rule(what=st.integers(0, 2), environment=st.sampled_from(ENVIRONMENTS), keep=st.integers(0, 7))
@@ -440,6 +441,22 @@ class KernelMachine(RuleBasedStateMachine):
             if state.environments[host.environment].listed:
                 due = job.children.times()[0][i] + job.spec.timeout_ms
                 assert due > state.now_ms, "a job outlives its timeout"
+
+    @invariant()
+    def every_job_and_child_is_explained(self) -> None:
+        """Never with nothing; and after a plan that had enough to give, nobody is told that he is placed next."""
+        state, taken = self.rig.state, self.rig.taken[-1]
+        is_planned = isinstance(taken.item, ask.Plan) and taken.item.most >= 10_000
+        for job in state.jobs.values():
+            for index in (None, *range(job.size or 0)):
+                reasons = explain(state, job, index, self.rig.now_ms)
+                assert reasons, f"nothing is said about {job.serial}:{index}"
+                assert all(reason.text for reason in reasons)
+                deciding = reasons[0].code
+                assert not (is_planned and deciding in (Code.NEXT, Code.BEHIND_OTHERS)), (job.serial, index, reasons)
+                status = job.status if index is None else STATUSES[job.children.status[index]]
+                if status.is_terminal or deciding in (Code.SUCCEEDED, Code.FAILED):
+                    assert deciding == status.value, (job.serial, index, reasons)
 
     def teardown(self) -> None:
         if self.rig.state.queues or self.rig.state.jobs:

@@ -28,7 +28,11 @@ CONFIG: dict[str, Any] = {
         "hello": {"command": ["echo", "Ref::whom"], "parameters": {"whom": "world"}, "timeout": 1.5, "memory": "1GiB"},
         "retried": {
             "command": ["x"],
-            "retry": {"attempts": 3, "evaluate_on_exit": [{"action": "EXIT", "on_exit_code": 2}], "host_lost_retries": 1},
+            "retry": {
+                "attempts": 3,
+                "evaluate_on_exit": [{"action": "EXIT", "on_exit_code": 2}],
+                "host_lost_retries": 1,
+            },
         },
     },
 }
@@ -104,7 +108,9 @@ async def test_after_a_reopen_it_changes_nothing(tmp_path: Path) -> None:
 
 async def test_what_was_made_by_hand_in_the_same_way_is_unchanged() -> None:
     async with kernel() as k:
-        await k.create_compute_environment("local", backend="b", max_vcpus=4, options={"memory": 8000}, tags={"team": "x"})
+        await k.create_compute_environment(
+            "local", backend="b", max_vcpus=4, options={"memory": 8000}, tags={"team": "x"}
+        )
         await k.register_job_definition("hello", **CONFIG["definitions"]["hello"])
         applied = await k.apply(CONFIG)
         assert applied.unchanged == ("environments.local", "definitions.hello")
@@ -182,7 +188,10 @@ async def test_a_queue_may_be_moved_to_an_environment_that_the_same_configuratio
 
 async def test_jobs_go_on_while_resources_change() -> None:
     backend = ManualBackend()
-    config = {"environments": {"e": {"backend": "m", "max_vcpus": 1}}, "queues": {"q": {"priority": 1, "compute_environments": ["e"]}}}
+    config = {
+        "environments": {"e": {"backend": "m", "max_vcpus": 1}},
+        "queues": {"q": {"priority": 1, "compute_environments": ["e"]}},
+    }
     async with Kernel(backends={"m": backend}) as k:
         await k.apply(config)
         first = await k.submit_job("first", queue="q", command=["x"])
@@ -250,7 +259,9 @@ WHERE = {
 
 @pytest.mark.parametrize("there", [False, True], ids=["at-first", "later"])
 @pytest.mark.parametrize(("path", "value"), MISTAKES)
-async def test_a_mistake_anywhere_is_named_by_its_path_and_changes_nothing(path: str, value: object, there: bool) -> None:
+async def test_a_mistake_anywhere_is_named_by_its_path_and_changes_nothing(
+    path: str, value: object, there: bool
+) -> None:
     mistaken = changed(path, value)
     async with kernel() as k:
         if there:

@@ -288,7 +288,9 @@ async def with_folders(path: Path, clock: VirtualClock) -> AsyncIterator[tuple[K
 
 def folders(files: Path) -> list[str]:
     return sorted(
-        str(entry.relative_to(files)) for at in ("logs", "environments/b/jobs") for entry in files.joinpath(at).iterdir()
+        str(entry.relative_to(files))
+        for at in ("logs", "environments/b/jobs")
+        for entry in files.joinpath(at).iterdir()
     )
 
 
@@ -346,7 +348,7 @@ async def test_a_disk_that_does_not_answer_costs_space_only(
 
     with monkeypatch.context() as patch:
         patch.setattr(Cleaner, failing, broken)
-        async with with_folders(tmp_path / "j.db", clock) as (kernel, old, new, files):
+        async with with_folders(tmp_path / "j.db", clock) as (_, old, new, files):
             await clock.advance(10)
             await turns(200)
             assert (await new.describe()).status is JobStatus.RUNNING
@@ -435,6 +437,7 @@ async def test_events_since_an_unfinished_job_came_are_kept(
 ) -> None:
     backend = ManualBackend()
     async with kernel_on(backend, tmp_path / "j.db", clock=clock, **bound) as kernel:
+
         async def fine(name: str) -> None:
             job = await submit(kernel, name)
             await until(lambda: any(key.job_id == job.id for key in backend.live))
