@@ -32,6 +32,7 @@ from ._agent_link import CLOSE_TIMEOUT_S, FRAME_MAX, PROTOCOL, Hello, Link, Repo
 BATCH_MAX = 10_000  # attempts in one frame, far below FRAME_MAX
 SPECS_MAX = 256  # specs that the agent remembers for a connection
 START_TIMEOUT_S = 20.0  # for a new agent to listen: it may first have to end what a killed one left
+START_TRIES = 3  # somebody may kill an agent that is just starting
 ATTACH_TIMEOUT_S = 30.0  # for one connection to be made, greeted and settled
 RETRY_S = 0.05  # between tries to connect
 OUTAGES_MAX = 10  # connections lost within OUTAGES_S before the environment is given up
@@ -127,9 +128,12 @@ class LocalAgent:
             command += ["--idle-ms", str(self._idle_ms)]
         try:
             with anyio.fail_after(START_TIMEOUT_S):
-                done = await anyio.run_process(
-                    command, check=False, start_new_session=True, env=default_environment(), cwd="/"
-                )
+                for _ in range(START_TRIES):
+                    done = await anyio.run_process(
+                        command, check=False, start_new_session=True, env=default_environment(), cwd="/"
+                    )
+                    if done.returncode >= 0:  # not killed while it started
+                        break
         except (OSError, TimeoutError) as error:
             why = f"no answer within {START_TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else str(error)
             raise BackendError(f"the agent could not be started: {why}{self._trouble()}", retryable=True) from error

@@ -174,6 +174,10 @@ class Driver:
     async def _drain(self) -> None:
         """Hand over what has been asked for, in order: launches and stops that stand together in one call."""
         while self._todo and not self._restart:
+            if self.backend is not None and self.backend.capabilities.remote and not await self._synced():
+                self._todo.clear()  # the kernel has stopped
+            if not self._todo or self._restart:
+                break
             kind = type(self._todo[0])
             batch: list[LaunchAttempts | StopAttempts] = []
             while self._todo and type(self._todo[0]) is kind:
@@ -184,6 +188,17 @@ class Driver:
                 jobs = self._runtime.state.jobs
                 stops = [e for e in batch if isinstance(e, StopAttempts) and e.job in jobs]
                 await self._end([AttemptKey(jobs[e.job].job_id, i, number) for e in stops for i, number in e.attempts])
+
+    async def _synced(self) -> bool:
+        """Return once all that is committed now is on disk (True), or the kernel has stopped."""
+        outcome: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def done(error: BaseException | None) -> None:
+            if not outcome.done():
+                outcome.set_result(error is None)
+
+        self._runtime.when_synced(done)
+        return await outcome
 
     async def _launch(self, effects: list[LaunchAttempts]) -> None:
         state = self._runtime.state
@@ -334,15 +349,7 @@ class Drivers:
 
     def launch(self, effect: LaunchAttempts) -> None:
         host = self._runtime.state.hosts[effect.host]
-        self._put(host.environment, effect)
-
-    def _put(self, name: str, effect: LaunchAttempts | StopAttempts) -> None:
-        """Hand over now, or once it is on disk where the host can outlive this machine."""
-        driver = self._drivers[name]
-        if driver.backend is None or not driver.backend.capabilities.remote:
-            driver.put(effect)
-        else:
-            self._runtime.when_synced(lambda error: driver.put(effect) if error is None else None)
+        self._drivers[host.environment].put(effect)
 
     def stop(self, effect: StopAttempts) -> None:
         state = self._runtime.state
@@ -353,7 +360,7 @@ class Drivers:
             if host is not None:
                 by_environment.setdefault(host.environment, []).append((index, number))
         for name, attempts in by_environment.items():
-            self._put(name, StopAttempts(effect.job, attempts))
+            self._drivers[name].put(StopAttempts(effect.job, attempts))
 
     def start_environment(self, name: str) -> None:
         driver = self._drivers.get(name)
