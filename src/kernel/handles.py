@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class JobHandle:
     """A job, or one child of an array; wherever a job's id is taken, a handle is too."""
 
-    __slots__ = ("_kernel", "array_size", "id", "name")
+    __slots__ = ("_kernel", "array_size", "id", "name", "warnings")
 
     def __init__(self, kernel: JobCalls, job_id: str, name: str, array_size: int | None) -> None:
         self._kernel = kernel
@@ -25,6 +25,8 @@ class JobHandle:
         self.name = name
         self.array_size = array_size
         """How many children the job has; None for a single job and for a child."""
+        self.warnings: tuple[str, ...] = ()
+        """From its submit: what was accepted but is probably not meant."""
 
     def __getitem__(self, index: int) -> JobHandle:
         """The handle of a child."""

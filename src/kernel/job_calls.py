@@ -11,7 +11,7 @@ from . import arguments as args
 from .backend import AttemptKey
 from .calls import Calls
 from .core.errors import Conflict, InvalidValue, NotFound
-from .core.explain import Reason, explain
+from .core.explain import Reason, explain, never_fits
 from .core.inputs import StopJob, SubmitJob
 from .core.model import Overrides, RetryStrategy
 from .core.resources import get_queue
@@ -19,7 +19,10 @@ from .core.state import JobRow
 from .core.states import STARTING, STATUSES, SUCCEEDED, JobStatus
 from .core.submit import find_job
 from .handles import JobHandle
+from .logs import Log
 from .views import DefinitionDetail, JobDetail, JobSummary, job_detail, job_summary
+
+log = Log("anybatch.kernel")
 
 JobReference = str | JobHandle
 DependsOn = Iterable["JobReference | args.NToN | args.Sequential | Mapping[str, Any]"]
@@ -62,7 +65,8 @@ class JobCalls(Calls):
         its newest finished one), `n_to_n(job)` and `SEQUENTIAL`. What else is given overrides the
         definition: `environment` and `parameters` are merged by name, the rest replaces. `timeout` is in
         seconds per attempt, `memory` in MiB or a text such as "2GiB". A `client_token` used before returns
-        the job that it was first used for.
+        the job that it was first used for. A job that nothing in its queue can ever fit is queued all the same, for
+        environments change; the handle's `warnings` and the log say so at once.
 
         Raises:
             InvalidValue, QuotaExceeded, NotFound, Conflict: nothing was queued.
@@ -97,7 +101,13 @@ class JobCalls(Calls):
             client_token=args.optional_text("client_token", client_token),
         )
         serial = await self._open.request(request)
-        return self._handle(self._live.state.jobs[serial])
+        job = self._live.state.jobs[serial]
+        handle = self._handle(job)
+        misfit = never_fits(self._live.state, job)
+        if misfit is not None:
+            handle.warnings = (misfit,)
+            log.warning("job_never_fits", job=job.job_id, name=job.name, why=misfit)
+        return handle
 
     def _handle(self, job: JobRow, index: int | None = None) -> JobHandle:
         if index is None:

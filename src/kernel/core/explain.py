@@ -185,6 +185,17 @@ _BUSY: Final = (Code.NEXT, Code.HOST_RESERVED, Code.NO_CAPACITY)
 """What an environment has to say that could run the attempt, now or later."""
 
 
+def never_fits(state: KernelState, job: JobRow) -> str | None:
+    """Why no environment of the job's queue can ever run it, as things are; None if one could."""
+    queue = state.queues.get(job.queue)
+    if queue is None:
+        return None
+    reasons = [_environment(state, queue, name, job.shape, {}) for name in queue.body.compute_environments]
+    if all(reason.code is Code.NEVER_FITS for reason in reasons):
+        return "; ".join(reason.text for reason in reasons)
+    return None
+
+
 def _environment(state: KernelState, queue: QueueRow, name: str, shape: Shape, held: Held) -> Reason:
     """What this environment has to say about an attempt of the shape."""
     row = state.environments.get(name)
