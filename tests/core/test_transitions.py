@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
+from anybatch.kernel.core.children import Children
 from anybatch.kernel.core.errors import KernelBug
-from anybatch.kernel.core.states import TRANSITIONS, JobStatus, Kind, Trigger, next_status, sources
+from anybatch.kernel.core.states import STATUSES, TRANSITIONS, JobStatus, Kind, Trigger, next_status
 from anybatch.testing.states_doc import states_page
 from core_rig import Rig
 
@@ -84,10 +86,18 @@ def test_every_status_is_reached_and_left_or_final() -> None:
         assert reached == left | {S.SUCCEEDED, S.FAILED}
 
 
-def test_sources_lists_where_a_trigger_is_allowed() -> None:
-    statuses = list(JobStatus)
-    assert {statuses[byte] for byte in sources(W, T.CANCEL)} == {S.SUBMITTED, S.PENDING, S.RUNNABLE}
-    assert {statuses[byte] for byte in sources(P, T.RETRY)} == set()
+def test_children_move_along_the_tables_edges_only() -> None:
+    edges = {(source, target) for (kind, source, _), target in TRANSITIONS.items() if kind is W}
+    for source, target in product(JobStatus, repeat=2):
+        children = Children(2)
+        children.counts[0] = 0
+        children.counts[STATUSES.index(source)] = 2
+        move = (range(2), STATUSES.index(source), STATUSES.index(target))
+        if (source, target) in edges:
+            children.move(*move)
+        else:
+            with pytest.raises(KernelBug):
+                children.move(*move)
 
 
 def test_docs_states_is_generated_from_the_table() -> None:

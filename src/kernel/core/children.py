@@ -15,7 +15,8 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from .states import RUNNABLE, STATUSES
+from .errors import KernelBug
+from .states import RUNNABLE, STATUSES, WORK_EDGES
 
 NO_CODE: Final = -1
 """Stands for an absent exit code in the code column."""
@@ -124,7 +125,13 @@ class Children:
     # -- status ---------------------------------------------------------------------------------
 
     def move(self, indexes: Sequence[int], source: int, target: int) -> None:
-        """Give these children, all of status `source`, the status `target`."""
+        """Give these children, all of status `source`, the status `target`.
+
+        Raises:
+            KernelBug: the table has no such edge.
+        """
+        if (source, target) not in WORK_EDGES:
+            raise KernelBug(f"no transition for work from {STATUSES[source]} to {STATUSES[target]}")
         status, n = self.status, len(indexes)
         if type(indexes) is range:
             status[indexes.start : indexes.stop] = bytes((target,)) * n

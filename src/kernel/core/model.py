@@ -151,7 +151,7 @@ class DefinitionBody(Struct, frozen=True, kw_only=True):
 class Overrides(Struct, frozen=True, kw_only=True):
     """What a submit changes of its definition; None leaves the definition's value (contract SJ-5, PA-6).
 
-    `environment`, `parameters` and `tags` are merged by name; everything else replaces.
+    `environment` and `parameters` are merged by name; everything else replaces. A job's tags are its own.
     """
 
     command: tuple[str, ...] | None = None

@@ -2,8 +2,9 @@
 
 Two kinds of thing have a status. WORK is what attempts run for: a single job, or one child of an
 array. PARENT is an array job as a whole, which follows from its children and never runs itself
-(contract AR-2). Every status change in the kernel goes through `next_status`; a pair that is not in
-the table is a bug of ours, never a state. docs/states.md is generated from this table.
+(contract AR-2). A parent's status changes through `next_status`, a run of children's through
+`Children.move`, which allows the table's edges only; any other is a bug of ours, never a state.
+docs/states.md is generated from this table.
 
 Terminal statuses have no rows: SUCCEEDED and FAILED never change again.
 """
@@ -108,6 +109,9 @@ def next_status(kind: Kind, status: JobStatus, trigger: Trigger) -> JobStatus:
         raise KernelBug(f"no transition for a {kind.value} in {status} on {trigger.value!r}") from None
 
 
-def sources(kind: Kind, trigger: Trigger) -> frozenset[int]:
-    """The status bytes from which `trigger` is allowed."""
-    return frozenset(STATUSES.index(s) for k, s, t in TRANSITIONS if k is kind and t is trigger)
+WORK_EDGES: Final = frozenset(
+    (STATUSES.index(source), STATUSES.index(target))
+    for (kind, source, _), target in TRANSITIONS.items()
+    if kind is Kind.WORK
+)
+"""The table's edges for single jobs and children, as status bytes: what `Children.move` allows."""
