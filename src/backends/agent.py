@@ -5,8 +5,7 @@ One file, standard library only, Python 3.8+: a loop, and a few threads that onl
 if another agent holds DIR). It ends by itself when it has had neither attempts nor a connection for `--idle-ms`,
 when DIR vanishes (its attempts are ended first), on SIGTERM, or by the message `shutdown`.
 
-_agent_link.py describes the protocol. What is reported was spooled before; an exit is reported again until it is
-acknowledged.
+_agent_link.py describes the protocol.
 """
 
 from __future__ import annotations
@@ -58,9 +57,7 @@ ENDING_MAX_MS = 5_000  # how long an exit waits for killed leftovers to vanish
 SPOOL_COMPACT = 4 << 20  # bytes of spool from which it is rewritten to what still matters
 LOG_MAX = 256 << 10  # bytes of the agent's own log; one older file of that size is kept
 REASON_MAX = 255  # characters, as AWS has it
-LOOK_MS = 100  # how often running attempts' logs are looked at: placed once they are not empty, and kept below the cap
-LOOK_MAX_MS = 1_000  # the same while nothing changes
-WATCH_MS = 200  # how often resident memory is looked at, if that costs less than a twentieth of the time
+LOOK_MS = 200  # how often running attempts' logs and memory are looked at, if that costs less than 5 % of the time
 SLOT_KEPT = 4 << 20  # bytes of files in memory that a memory cgroup may hold when it is used again
 
 EXITED, TIMED_OUT, LOST = 0, 1, 2  # kinds of end
@@ -69,6 +66,7 @@ COULD_NOT_START = "Task failed to start"
 OUT_OF_MEMORY = "OutOfMemoryError: Container killed due to memory usage"
 CGROUP, WATCH, NOT_ENFORCED = "cgroup", "watch", "none"  # how memory limits are enforced
 ENTER_AND_RUN = 'echo $$ >"$0" && exec "$@"'  # a shell's; $0 is a cgroup's list of processes
+EMBEDDED_NULL = "CannotStartContainerError: an embedded null byte in the command or a variable"
 RESTARTED = "the machine, or the container that the agent ran in, was restarted"
 NEVER = 1 << 62
 DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ]  # Python ignores them
@@ -104,12 +102,6 @@ def boot_id() -> str:
     return "unknown"
 
 
-def become_subreaper() -> None:
-    """Have orphans of attempts re-parented to the agent (Linux), so that none of a tree gets away."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-
-
 def process_name(pid: int) -> Optional[str]:
     """The ANYBATCH_ATTEMPT of a process; None if it has none, is gone, or there is no /proc."""
     with contextlib.suppress(OSError), open("/proc/%d/environ" % pid, "rb") as file:
@@ -120,11 +112,7 @@ def process_name(pid: int) -> Optional[str]:
 
 
 def process_stat(pid: int) -> List[bytes]:
-    """The fields of /proc/PID/stat from the state on: 0 state, 1 parent, 2 group, 3 session, 19 start in ticks.
-
-    Raises:
-        OSError: there is no such process.
-    """
+    """Of /proc/PID/stat from the state on: 1 parent, 2 group, 3 session, 19 start in ticks, 21 resident pages."""
     with open("/proc/%d/stat" % pid, "rb") as file:
         return file.read().rpartition(b")")[2].split()
 
@@ -229,28 +217,10 @@ def send_signal(pid: int, number: int, born: Optional[int] = None) -> None:
 
 
 def send_group_signal(pid: int, number: int) -> None:
-    """Signal the group that an attempt's main process leads; the process is a child that is not reaped yet.
-
-    Raises:
-        ProcessLookupError: there is none (also for an attempt that was never spawned, whose pid is -1).
-    """
+    """Signal the group that an attempt's main process leads, a child not reaped yet (ProcessLookupError: none)."""
     if pid <= 1 or pid == os.getpgid(0):
         raise ProcessLookupError
     os.killpg(pid, number)
-
-
-def end_leftovers(left: Dict[str, Tuple[int, int]], reapers: Set[int]) -> bool:
-    """SIGKILL what a killed agent's attempts have left, and wait (bounded) till it is gone; whether it is."""
-    until = time.monotonic() + LEFTOVERS_S
-    while time.monotonic() < until:
-        now = Processes()
-        found = now.leftovers(left, reapers)
-        if not found:
-            return True
-        for pid in found:
-            send_signal(pid, signal.SIGKILL, now.born[pid])
-        time.sleep(0.01)
-    return False
 
 
 class Trouble:
@@ -261,13 +231,11 @@ class Trouble:
 
     def write(self, text: str) -> None:
         line = "%s %d %s\n" % (time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), os.getpid(), text)
-        try:
+        with contextlib.suppress(OSError):  # a full disk must not end the agent
             if os.path.exists(self.path) and os.path.getsize(self.path) > LOG_MAX:
                 os.replace(self.path, self.path + ".1")
             with open(self.path, "a", errors="backslashreplace") as file:
                 file.write(line[: LOG_MAX // 4])
-        except OSError:
-            pass  # a full disk must not end the agent
 
 
 # ---- the spool ----
@@ -276,10 +244,10 @@ class Trouble:
 class Spool:
     """An append-only file of JSON lines that a killed agent's successor reads.
 
-    Lines: `spool` (first: boot, settled, seq), `intent` (about to be spawned: kernel, runs, at in uptime_ms),
-    the reports as they were sent, `ack`, `settled`, `reaper` (pid: who gets the agent's orphans). A torn last
-    line is dropped: nothing was done on its word. Nothing is synced: a machine that goes down takes its
-    attempts with it.
+    Lines: `spool` (first: boot, settled, seq), `intent` (about to be spawned: kernel, runs, at in uptime_ms, outs),
+    the reports as they were sent, `ack`, `settled`, `reaper` (pid: who gets the agent's orphans), `places` (logs,
+    memory cgroups). A torn last line is dropped: nothing was done on its word. Nothing is synced: a machine that goes
+    down takes its attempts with it.
     """
 
     def __init__(self, path: str) -> None:
@@ -291,19 +259,15 @@ class Spool:
 
     def read(self) -> Tuple[List[Dict[str, Any]], bool]:
         """All records up to the first damaged one, and whether there was one."""
-        try:
-            with open(self.path, "rb") as file:
-                lines = file.read().split(b"\n")[:-1]
-        except FileNotFoundError:
-            return [], False
         records: List[Dict[str, Any]] = []
-        for line in lines:
-            try:
-                record = json.loads(line)
-                record["t"]
-            except (ValueError, TypeError, KeyError):
-                return records, True
-            records.append(record)
+        with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as file:
+            for line in file.read().split(b"\n")[:-1]:
+                try:
+                    record = json.loads(line)
+                    record["t"]
+                except (ValueError, TypeError, KeyError):
+                    return records, True
+                records.append(record)
         return records, False
 
     def rewrite(self, lines: Iterable[str]) -> None:
@@ -333,7 +297,7 @@ class Spool:
         self.ahead = ""
 
 
-# ---- memory limits ----
+# ---- limits ----
 
 
 def read_file(*path: str) -> str:
@@ -363,15 +327,16 @@ class MemorySlot:
         return self.kills - before
 
     def kill(self) -> bool:
-        """SIGKILL what is in it, but not the agent (whose spawning threads may be: version 1); whether there was any."""
-        found = {int(pid) for pid in read_file(self.path, "cgroup.procs").split()} - {os.getpid()}
-        for pid in found:
-            with contextlib.suppress(OSError):
+        """SIGKILL what is in it, not the agent (whose spawning threads may be: version 1); whether there was any."""
+        found: Set[int] = set()
+        with contextlib.suppress(OSError):
+            found.update(set(map(int, read_file(self.path, "cgroup.procs").split())) - {os.getpid()})
+            for pid in found:
                 send_signal(pid, signal.SIGKILL, int(process_stat(pid)[19]))
         return bool(found)
 
     def set_limit(self, limit: int) -> None:
-        """Limit memory and swap together where both are counted (version 1), else memory, with no swap (version 2)."""
+        """Limit memory and swap together where both are counted (version 1), else memory without swap (version 2)."""
         names = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"] if self.version == 1 else ["memory.max"]
         names = [name for name in names if os.path.exists(os.path.join(self.path, name))] or names[:1]
         for name in names[::-1] if limit > self.limit > 0 else names:  # the second is never to be less than the first
@@ -465,10 +430,8 @@ class MemoryGroups:
 
 
 def memory_folders() -> Tuple[int, List[str]]:
-    """The version of the memory controller, and the cgroups below which this process may try to make its own.
-
-    Version 1: the one that it is in. Version 2: also those above it, as one with processes cannot have others below
-    it; but none above one that has a limit, which nothing is to escape.
+    """The version of the memory controller, and the cgroups below which this process may try to make its own: the one
+    that it is in; version 2: also those above, up to one with a limit (one with processes can have none below it).
     """
     try:
         lines = [line.split(":", 2) for line in read_file("/proc/self/cgroup").splitlines()]
@@ -486,17 +449,11 @@ def memory_folders() -> Tuple[int, List[str]]:
     return 0, []
 
 
-# ---- logs ----
-
-
 class Out:
-    """Where an attempt's output goes: at first to a file of the agent's (`number`), then to its log's place (0).
-
-    Most attempts print nothing: such a file serves one after the other, and no log is made. One that is not empty is
-    moved to the log's place.
+    """Where an attempt's output goes: to a file of the agent's (`number`) that is moved to the log's place (0) once it
+    is not empty. Most attempts print nothing: such a file serves one after the other, and no log is made.
     """
 
-    freed = 0  # up to where its middle has been given back to the disk
     cutter = 0  # the process that shortens it
 
     def __init__(self, path: str, number: int) -> None:
@@ -528,17 +485,18 @@ class Out:
 
     def free_middle(self, library: Any, keep: int) -> None:
         """Give the disk back all but so many bytes at either end, where the file system can."""
-        start, stop = max(self.freed, -(-keep // 4096) * 4096), (self.size() - keep) // 4096 * 4096
-        if stop - start >= keep // 4:
-            with open(self.path, "r+b") as file:
-                library.fallocate(file.fileno(), PUNCH_HOLE, ctypes.c_long(start), ctypes.c_long(stop - start))
-            self.freed = stop
+        start, stop = -(-keep // 4096) * 4096, (self.size() - keep) // 4096 * 4096
+        with open(self.path, "r+b") as file:
+            library.fallocate(file.fileno(), PUNCH_HOLE, ctypes.c_long(start), ctypes.c_long(max(0, stop - start)))
 
 
 def log_path(logs: str, job: str, index: int, number: int) -> str:
     """The place of an attempt's log, as in src/kernel/backend.py."""
     folder = os.path.join(logs, job, str(index // 1000)) if index >= 1000 else os.path.join(logs, job)
     return os.path.join(folder, "%d-%d.log" % (index, number))
+
+
+NO_OUT = Out("", 0)
 
 
 # ---- attempts ----
@@ -560,12 +518,7 @@ class Spec:
         self.argv: List[bytes] = []
 
     def find_program(self, workdir: str, scripts: str) -> str:
-        """The file to execute, searched with the attempt's own PATH; kept once found.
-
-        Raises:
-            StartError: there is none.
-            OSError: the script cannot be written.
-        """
+        """The file to execute, searched with the attempt's own PATH; kept once found. (StartError: there is none.)"""
         if self.program is not None:
             return self.program
         if self.script is not None:
@@ -592,19 +545,13 @@ class Spec:
     def arguments(self, program: str) -> List[bytes]:
         if not self.argv:
             argv = [os.fsencode(one) for one in (self.command if self.script is None else [program, *self.command])]
-            check_text(argv)
+            if b"\0" in b"".join(argv):
+                raise StartError(EMBEDDED_NULL)
             self.argv = argv
         return self.argv
 
 
-def check_text(texts: Iterable[bytes]) -> None:
-    """Refuse what would be cut short.
-
-    Raises:
-        StartError: one has a NUL in it.
-    """
-    if any(b"\0" in text for text in texts):
-        raise StartError("CannotStartContainerError: an embedded null byte in the command or a variable")
+NO_SPEC = Spec({"command": []}, {})  # of what a killed agent left
 
 
 def write_script(text: str, folder: str) -> str:
@@ -624,7 +571,7 @@ class Group:
     """A run of attempts as they were launched: all of them share this."""
 
     array_size: Optional[int] = None
-    spec: Optional[Spec] = None
+    spec = NO_SPEC
     workdir = "/"
     own: Optional[List[str]] = None  # names of variables that attempts had beside `fixed`, which all share
 
@@ -648,7 +595,8 @@ class Group:
             own["CUDA_VISIBLE_DEVICES"] = own["NVIDIA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
         if self.own != list(own):
             fixed = [os.fsencode("%s=%s" % item) for item in self.environment.items() if item[0] not in own]
-            check_text(fixed)
+            if b"\0" in b"".join(fixed):
+                raise StartError(EMBEDDED_NULL)
             self.fixed, self.own = fixed, list(own)
         return self.fixed + [os.fsencode("%s=%s" % item) for item in own.items()]
 
@@ -666,7 +614,7 @@ class Attempt:
     reason: Optional[str] = None
     status: Optional[str] = None
     stop_at_ms: Optional[int] = None  # when SIGKILL is due, once it is being stopped
-    out: Optional[Out] = None
+    out = NO_OUT
     slot: Optional[MemorySlot] = None
     counted = False  # it takes part of the capacity
     over_memory = False
@@ -711,7 +659,7 @@ def intent_line(kernel: str, at: int, attempts: Iterable[Attempt]) -> str:
     for one in attempts:
         run = runs.setdefault(one.group, [one.group.job, one.group.number, [], []])
         run[2].append(one.index)
-        run[3].append(one.out.number if one.out is not None else 0)
+        run[3].append(one.out.number)
     outs = [run.pop() for run in runs.values()]
     return encode({"t": "intent", "kernel": kernel, "at": at, "runs": list(runs.values()), "outs": outs})
 
@@ -719,20 +667,15 @@ def intent_line(kernel: str, at: int, attempts: Iterable[Attempt]) -> str:
 @functools.lru_cache(maxsize=None)
 def one_file_system() -> List[str]:
     """The option that keeps this machine's rm from what is mounted below (not every rm has it)."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        told = subprocess.run(["/bin/rm", "--help"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=5)
-        if b"--one-file-system" in told.stdout:
-            return ["--one-file-system"]
-    return []
+    return ["--one-file-system"] if os.system("/bin/rm --help 2>&1 | grep -q one-file-system") == 0 else []
 
 
 def ended_child() -> int:
     """The process id of a child that has ended and is not reaped yet: its number is still its own. 0: none."""
-    try:
+    with contextlib.suppress(ChildProcessError):
         info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return 0
-    return info.si_pid if info is not None else 0
+        return info.si_pid if info is not None else 0
+    return 0
 
 
 class Spawner:
@@ -767,12 +710,10 @@ class Spawner:
     def take(self, least: int) -> List[Tuple[Attempt, str, str, int]]:
         """What has been started, waiting for so many: attempt, program, log, process id or negative error."""
         found: List[Any] = []
-        while self.count:
-            try:
+        with contextlib.suppress(queue.Empty):
+            while self.count:
                 found.append(self.done.get(len(found) < least))
-            except queue.Empty:
-                break
-            self.count -= 1
+                self.count -= 1
         return found
 
     def _work(self) -> None:
@@ -807,11 +748,7 @@ class Spawner:
 
 
 def check_run(job: Any, number: Any, indexes: List[Any]) -> None:
-    """Refuse what cannot be an attempt: names of files and processes are made from it.
-
-    Raises:
-        ProtocolError: it cannot.
-    """
+    """Refuse what cannot be an attempt (ProtocolError): names of files and processes are made from it."""
     if SAFE_ID.fullmatch(job) is None or type(number) is not int or not set(map(type, indexes)) <= {int}:
         raise ProtocolError("attempts that cannot be: %r" % [job, number, indexes[:10]])
 
@@ -951,21 +888,18 @@ class Agent:
         self.entered: Optional[Group] = None  # whose working directory the agent is in
         self.groups = MemoryGroups(hashlib.sha256(os.fsencode(state)).hexdigest()[:12])
         self.memory = NOT_ENFORCED
-        self.next_watch_ms = self.next_look_ms = NEVER
-        self.look_ms = LOOK_MS
+        self.next_look_ms = NEVER
         self.log_max = 0  # bytes; 0: no limit
         self.outs: List[Out] = []  # empty, to be used again
         self.outs_count = 0
-        self.outs_made = False  # their folder
+        self._set_logs(state)
         self.left_outs: Dict[int, Key] = {}  # a killed agent's
         self.capacity: Optional[Dict[str, Any]] = None  # what may run at once
         self.vcpus_used = self.memory_used = 0
-        self.gpus_used: Set[int] = set()
         self.full = False  # the next attempt does not fit
 
         self.kernel = ""
         self.base_environment: Dict[str, str] = {}
-        self.logs = state
         self.workdir: Optional[str] = None
         self.orphans_ms: Optional[int] = None
         self.absent: List[Any] = []
@@ -1015,9 +949,19 @@ class Agent:
         self._compact()
 
     def _end_leftovers(self, attempts: Iterable[Attempt]) -> None:
+        """SIGKILL what a killed agent's attempts have left, and wait (bounded) till it is gone."""
         reapers = {1} | (self.reapers or Processes().ancestors(os.getpid()))
-        if not end_leftovers({one.name: (one.pid, one.near_ms) for one in attempts}, reapers):
-            self.trouble.write("processes that a killed agent left survive SIGKILL")
+        left = {one.name: (one.pid, one.near_ms) for one in attempts}
+        until = time.monotonic() + LEFTOVERS_S
+        while time.monotonic() < until:
+            now = Processes()
+            found = now.leftovers(left, reapers)
+            if not found:
+                return
+            for pid in found:
+                send_signal(pid, signal.SIGKILL, now.born[pid])
+            time.sleep(0.01)
+        self.trouble.write("processes that a killed agent left survive SIGKILL")
 
     def _recover_logs(self, live: Dict[Key, Attempt]) -> None:
         """Move what the attempts of a killed agent have written to where their logs belong."""
@@ -1028,10 +972,10 @@ class Agent:
                     out.place(log_path(self.logs, *key))
         shutil.rmtree(self.outs_folder, ignore_errors=True)
 
-    @property
-    def outs_folder(self) -> str:
-        """In the logs' folder, as a file can be moved within one file system only."""
-        return os.path.join(self.logs, "." + self.groups.name)
+    def _set_logs(self, folder: str) -> None:
+        self.logs, self.outs, self.outs_made = folder, [], False
+        # In the same folder, as a file can be moved within one file system only.
+        self.outs_folder = os.path.join(folder, "." + self.groups.name)
 
     def _recover_record(self, record: Dict[str, Any], live: Dict[Key, Attempt], same_boot: bool) -> None:
         if record["t"] == "intent":
@@ -1049,7 +993,8 @@ class Agent:
         elif record["t"] == "settled":
             self.settled = same_boot
         elif record["t"] == "places":
-            self.logs, self.groups.base = record["logs"], record["groups"]
+            self._set_logs(record["logs"])
+            self.groups.base = record["groups"]
         elif record["t"] == "reaper":
             self.reapers.add(int(record["pid"]))
 
@@ -1075,7 +1020,8 @@ class Agent:
 
     def prepare(self) -> None:
         """What must happen in the detached process: signals, the loop's descriptors, the lock's content."""
-        become_subreaper()
+        with contextlib.suppress(OSError, AttributeError):  # so that none of a tree gets away
+            ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
         self.selector = selectors.DefaultSelector()
         wake_read, wake_write = os.pipe()
         for fd in (wake_read, wake_write):
@@ -1087,7 +1033,7 @@ class Agent:
                 signal.signal(number, signal.SIG_DFL)
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGCHLD, signal.SIGIO):
             signal.signal(number, lambda *_: None)
-        signal.signal(signal.SIGTERM, self._on_sigterm)
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "terminated", True))
         self.groups.open()
         self.spawner = Spawner(self.now_ms, self.groups)
         self.selector.register(wake_read, selectors.EVENT_READ, lambda: os.read(wake_read, 1 << 16))
@@ -1111,9 +1057,6 @@ class Agent:
             self.reapers = {os.getppid()}
             self._note(encode({"t": "reaper", "pid": os.getppid()}))
 
-    def _on_sigterm(self, *_: Any) -> None:
-        self.terminated = True
-
     def run(self) -> None:
         """Turn until there is nothing left to do."""
         failures = 0
@@ -1133,12 +1076,6 @@ class Agent:
             connection.close(wait=True)
         self.groups.close()
 
-    def _end_orphans(self) -> None:
-        """Attempts of a kernel that nobody comes back to end soon after it."""
-        self.orphaned_at_ms = None
-        if self.client is None and not self.closing:
-            self.shut_down(TIMEOUT_GRACE_MS, "the kernel is gone")
-
     def _finished(self) -> bool:
         if self.running or self.pending or self.ending or self.spawner.count:
             self.idle_since_ms = self.now_ms()
@@ -1157,7 +1094,7 @@ class Agent:
             return SPAWN_POLL_MS / 1000
         if self.ending:
             return ENDING_POLL_MS / 1000
-        until = min(self.next_tick_ms, self.next_look_ms, self.next_watch_ms)
+        until = min(self.next_tick_ms, self.next_look_ms)
         if self.new_started:
             until = min(until, self.new_started[0].started_ms + STARTED_DELAY_MS - 1)
         if self.timers:
@@ -1176,11 +1113,9 @@ class Agent:
         self._fire_timers()
         if self.pending and self.spawner.count < BURST:
             self._start_burst()
-        if self.new_exited or (self.new_started and self._starts_due()):
+        begun = self.new_started
+        if self.new_exited or len(begun) > BURST or (begun and begun[0].started_ms + STARTED_DELAY_MS <= self.now_ms()):
             self._flush()
-
-    def _starts_due(self) -> bool:
-        return len(self.new_started) > BURST or self.new_started[0].started_ms + STARTED_DELAY_MS <= self.now_ms()
 
     def _tick(self) -> None:
         """Now and then: is the state directory still ours, and the socket still there?"""
@@ -1214,11 +1149,8 @@ class Agent:
     # -- messages --
 
     def _accept(self) -> None:
-        try:
-            sock, _ = self.listener.accept()
-        except OSError:
-            return
-        self.connections.add(Connection(self, sock))
+        with contextlib.suppress(OSError):
+            self.connections.add(Connection(self, self.listener.accept()[0]))
 
     def disconnected(self, connection: Connection) -> None:
         self.connections.discard(connection)
@@ -1228,11 +1160,10 @@ class Agent:
                 self.orphaned_at_ms = self.now_ms() + self.orphans_ms
 
     def on_hello(self, connection: Connection, message: Dict[str, Any]) -> None:
-        about: Dict[str, Any] = {"t": "hello", "protocol": PROTOCOL, "build": self.build, "boot": self.boot}
         modes = [CGROUP] * bool(self.groups.version) + [WATCH] * (self.children_fd >= 0) + [NOT_ENFORCED]
+        about: Dict[str, Any] = {"t": "hello", "protocol": PROTOCOL, "build": self.build, "boot": self.boot}
         about.update(instance=self.instance, pid=os.getpid(), now_ms=self.now_ms())
-        about.update(memory=modes, memory_where=self.groups.where)
-        connection.send(encode(about))
+        connection.send(encode(dict(about, memory=modes, memory_where=self.groups.where)))
         if message["protocol"][0] != PROTOCOL[0]:
             connection.send(encode({"t": "bye", "reason": "the agent speaks protocol %d.%d" % PROTOCOL}))
             raise ProtocolError("a client of protocol %r" % (message["protocol"],))
@@ -1245,7 +1176,7 @@ class Agent:
         self.kernel, logs, self.workdir = message["kernel"], message["logs"], message.get("workdir")
         self.base_environment = message["environment"]
         if self.logs != logs:
-            self.logs, self.outs = logs, []
+            self._set_logs(logs)
             self._note(self._places())
         self.orphans_ms = message.get("orphans_ms")
         self.absent, self.missing = [], []
@@ -1387,24 +1318,18 @@ class Agent:
 
     def _fits(self, one: Attempt) -> bool:
         """Whether there is room for it beside what runs. What would never fit may run alone."""
-        group, spec, most = one.group, one.group.spec, self.capacity
-        if most is None or spec is None or not self.vcpus_used:
-            return True
-        fits = self.vcpus_used + spec.vcpus <= most["vcpus_milli"]
-        fits = fits and (most["memory_mib"] is None or self.memory_used + spec.memory <= most["memory_mib"] << 20)
-        self.full = not fits or bool(group.gpus and self.gpus_used.intersection(group.gpus.get(str(one.index), ())))
+        spec, most = one.group.spec, self.capacity
+        if most is not None and self.vcpus_used:
+            memory_mib = (self.memory_used + spec.memory) >> 20
+            self.full = self.vcpus_used + spec.vcpus > most["vcpus_milli"] or memory_mib > (most["memory_mib"] or NEVER)
         return not self.full
 
     def _count(self, one: Attempt, sign: int) -> None:
         """Add an attempt to what runs, or take it away."""
-        spec, gpus = one.group.spec, one.group.gpus.get(str(one.index)) if one.group.gpus else None
-        if spec is not None and one.counted != (sign > 0):
-            one.counted = not one.counted
-            self.vcpus_used += sign * spec.vcpus
-            self.memory_used += sign * spec.memory
-            self.full = False
-            if gpus:
-                (self.gpus_used.update if one.counted else self.gpus_used.difference_update)(gpus)
+        if one.counted != (sign > 0):
+            one.counted, self.full = sign > 0, False
+            self.vcpus_used += sign * one.group.spec.vcpus
+            self.memory_used += sign * one.group.spec.memory
 
     def _take_out(self) -> Out:
         if self.outs:
@@ -1414,14 +1339,14 @@ class Agent:
 
     def _close_out(self, one: Attempt) -> None:
         """An ended attempt's log is in its place, or there is none as it is empty."""
-        out, one.out = one.out, None
+        out, one.out = one.out, NO_OUT
         try:
-            if out is not None and out.size():
+            if out.size():
                 if out.number:
                     out.place(log_path(self.logs, *one.key))
-            elif out is not None and out.number and out.is_free():
+            elif out.number and out.is_free():
                 self.outs.append(out)
-            elif out is not None:
+            else:
                 os.unlink(out.path)
         except FileNotFoundError:
             pass
@@ -1431,63 +1356,45 @@ class Agent:
     def _is_cut(self, one: Attempt) -> bool:
         """Whether the log of an ended attempt is within its limit; if not that is being seen to."""
         out, limit = one.out, self.log_max
-        if out is not None and limit and not out.cutter and out.size() > limit:
+        if limit and not out.cutter and out.size() > limit:
             with contextlib.suppress(OSError):
                 if out.number:
                     out.place(log_path(self.logs, *one.key))
-                command = [
-                    "sh",
-                    "-c",
-                    SHORTEN_LOG,
-                    "sh",
-                    out.path,
-                    str(limit // 2),
-                    str(out.size() - limit),
-                    str(limit),
-                ]
+                numbers = map(str, (limit // 2, out.size() - limit, limit))
+                command = ["sh", "-c", SHORTEN_LOG, "sh", out.path, *numbers]
                 out.cutter = os.posix_spawn("/bin/sh", command, {"PATH": os.defpath})
                 self.helpers.add(out.cutter)
-        return out is None or out.cutter not in self.helpers
+        return out.cutter not in self.helpers
 
     def _look_at_logs(self) -> None:
         """Put the logs of running attempts in their places once there is something in them; keep them short."""
-        self.look_ms = min(self.look_ms * 3 // 2, LOOK_MAX_MS)
         for one in self.running.values():
-            out = one.out
-            size = out.size() if out is not None else 0
+            out, size = one.out, one.out.size()
             try:
-                if out is not None and out.number and size:
-                    self.look_ms = LOOK_MS
+                if out.number and size:
                     out.place(log_path(self.logs, *one.key))
-                if out is not None and self.log_max and size > self.log_max:
-                    self.look_ms = LOOK_MS
+                if self.log_max and size > self.log_max:
                     out.free_middle(self.spawner.library, self.log_max // 2)
             except OSError as error:
                 self.trouble.write("the log of %s: %s" % (one.name, error))
-        self.next_look_ms = self.now_ms() + max(self.look_ms, len(self.running) // 5) if self.running else NEVER
 
     def _watch_memory(self) -> None:
         """Kill attempts whose processes together have more memory than they may."""
-        watched = [one for one in self.running.values() if one.group.spec is not None and one.group.spec.memory]
-        before, processes = time.monotonic(), Processes()
-        if watched:
-            self._adopt(self._children(), [])
-        for one in watched:
-            assert one.group.spec is not None
-            tree = processes.tree([one.pid] + [stray for stray, owner in self.strays.items() if owner is one])
-            held = {pid: processes.pages.get(pid, 0) * PAGE for pid in tree}
+        processes = Processes()
+        self._adopt(self._children(), [])
+        for one in self.running.values():
             limit = one.group.spec.memory
-            if sum(held.values()) > limit and sum(own_memory(*item) for item in held.items()) > limit:
-                one.over_memory = True
-                for pid in tree.intersection(processes.born):
-                    send_signal(pid, signal.SIGKILL, processes.born[pid])
-        pause_ms = max(WATCH_MS, int(20_000 * (time.monotonic() - before)))
-        self.next_watch_ms = self.now_ms() + pause_ms if watched else NEVER
+            if limit:
+                tree = processes.tree([one.pid] + [stray for stray, owner in self.strays.items() if owner is one])
+                held = {pid: processes.pages.get(pid, 0) * PAGE for pid in tree}
+                if sum(held.values()) > limit and sum(own_memory(*item) for item in held.items()) > limit:
+                    one.over_memory = True
+                    for pid in tree.intersection(processes.born):
+                        send_signal(pid, signal.SIGKILL, processes.born[pid])
 
     def _start(self, one: Attempt) -> None:
         group, spec = one.group, one.group.spec
-        assert spec is not None
-        log, program = one.out.path if one.out is not None else "", None
+        log, program = one.out.path, None
         try:
             if group is not self.entered:
                 self._land(ALL)  # all that is under way starts in the former one's folder
@@ -1517,15 +1424,11 @@ class Agent:
         """Take note of what has been spawned; wait for so many (ALL) of those under way."""
         for one, program, log, pid in self.spawner.take(least):
             spec = one.group.spec
-            assert spec is not None
             if pid > 0:
                 one.pid, one.state = pid, RUNNING
                 self.running[pid] = one
                 self.new_started.append(one)
-                if spec.memory and self.memory == WATCH:
-                    self.next_watch_ms = min(self.next_watch_ms, one.started_ms + WATCH_MS)
-                if self.next_look_ms > one.started_ms + LOOK_MS:
-                    self.look_ms, self.next_look_ms = LOOK_MS, one.started_ms + LOOK_MS
+                self.next_look_ms = min(self.next_look_ms, one.started_ms + LOOK_MS)
                 if spec.timeout_ms is not None:
                     self._at(one.started_ms + spec.timeout_ms, one)
             else:
@@ -1534,7 +1437,6 @@ class Agent:
 
     def _enter(self, group: Group) -> None:
         """Make a group's folders, and go to its working directory, which posix_spawn passes on."""
-        assert group.spec is not None
         try:
             if not (group.spec.workdir or self.workdir):
                 os.makedirs(group.workdir, 0o700, exist_ok=True)
@@ -1591,7 +1493,7 @@ class Agent:
         one.state = ENDED
         self.attempts[one.key] = one
         self.new_exited.append(one)
-        if one.group.spec is not None and one.group.spec.scratch:
+        if one.group.spec.scratch:
             self._remove(one.name)
 
     def _remove(self, name: str) -> None:
@@ -1642,10 +1544,7 @@ class Agent:
                 os.killpg(one.pid, 0)  # only asks: its number may be anybody's by now
             except OSError as error:
                 if one not in alive and error.errno != errno.EPERM:
-                    if self._is_cut(one):
-                        self._ended(one)
-                    else:
-                        still.append(one)
+                    (self._ended if self._is_cut(one) else still.append)(one)
                     continue
             if self.now_ms() - one.stopped_ms > ENDING_MAX_MS:
                 self.trouble.write("%s: processes survive SIGKILL" % one.name)
@@ -1703,7 +1602,6 @@ class Agent:
                     fresh.append(one)
                 one.stop_at_ms = kill_at
                 self._at(kill_at, one)
-        self.next_look_ms = min(self.next_look_ms, self.now_ms() + LOOK_MS)
         if fresh:
             self._terminate(fresh)
             if grace_ms <= 0:
@@ -1745,11 +1643,16 @@ class Agent:
             self.timers = [timer for timer in self.timers if timer[2].state == RUNNING]
             heapq.heapify(self.timers)
         if self.orphaned_at_ms is not None and now >= self.orphaned_at_ms:
-            self._end_orphans()
+            self.orphaned_at_ms = None
+            if self.client is None and not self.closing:  # of a kernel that nobody comes back to
+                self.shut_down(TIMEOUT_GRACE_MS, "the kernel is gone")
         if now >= self.next_look_ms:
+            before = time.monotonic()
             self._look_at_logs()
-        if now >= self.next_watch_ms:
-            self._watch_memory()
+            if self.memory == WATCH:
+                self._watch_memory()
+            pause_ms = max(LOOK_MS, int(20_000 * (time.monotonic() - before)))
+            self.next_look_ms = now + pause_ms if self.running else NEVER
         if now >= self.next_tick_ms:
             self._tick()
 
@@ -1813,12 +1716,11 @@ GONE.state = ENDED
 def take_lock(state: str) -> Optional[int]:
     """The descriptor of the state directory's lock, None if another agent holds it."""
     fd = os.open(os.path.join(state, "agent.lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    try:
+    with contextlib.suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        return None
-    return fd
+        return fd
+    os.close(fd)
+    return None
 
 
 def listen(path: str) -> socket.socket:
@@ -1840,11 +1742,10 @@ def listen(path: str) -> socket.socket:
 
 def inode(path: Any) -> Tuple[int, int]:
     """Which file this is ((0, 0): none)."""
-    try:
+    with contextlib.suppress(OSError):
         found = os.stat(path)
-    except OSError:
-        return 0, 0
-    return found.st_dev, found.st_ino
+        return found.st_dev, found.st_ino
+    return 0, 0
 
 
 def detach(trouble: Trouble) -> bool:

@@ -68,6 +68,11 @@ class ProcessBackend:
         self._context: BackendContext | None = None
         self._client: AgentClient | None = None
 
+    @property
+    def memory_enforcement(self) -> str:
+        """How attempts are held to their memory at present: "cgroup", "watch" or "none"."""
+        return "none" if self._client is None else self._client.memory
+
     async def start(self, context: BackendContext, known: Sequence[Launch]) -> None:
         options = msgspec.convert(context.settings.options, ProcessOptions)
         memory_mib = options.memory
