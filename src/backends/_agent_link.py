@@ -24,8 +24,8 @@ further fields. What is marked 1.1 is not sent to an agent of 1.0.
       hello     protocol, build, boot, instance, pid, now_ms (its clock, which all its times are from),
                 memory: how it can enforce limits, the best first, memory_where (1.1)
       report    seq (of the last exit in it), started [[job, number, [index], [at_ms], [pid]]],
-                exited [[job, number, [index], [code], [started_ms], [stopped_ms], kind, reason, status reason]]
-                (started_ms 0: it never ran; since 1.1 `started` leaves out what has ended in the same report)
+                exited [[job, number, [index], [code], [started_ms], [stopped_ms], kind, reason, status reason, told]]
+                (started_ms 0: it never ran; told (1.1): they were reported started before)
       settled   absent runs: never started, so they may be launched
       pong · bye (reason; the connection ends, and the client must not come back)
 
@@ -83,6 +83,7 @@ class ExitedRun(msgspec.Struct, array_like=True):
     kind: int
     reason: str | None
     status_reason: str | None
+    told: bool = False
 
 
 class Report(msgspec.Struct, tag_field="t", tag="report"):

@@ -58,6 +58,7 @@ SPOOL_COMPACT = 4 << 20  # bytes of spool from which it is rewritten to what sti
 LOG_MAX = 256 << 10  # bytes of the agent's own log; one older file of that size is kept
 REASON_MAX = 255  # characters, as AWS has it
 LOOK_MS = 200  # how often running attempts' logs and memory are looked at, if that costs less than 5 % of the time
+OUTS_MAX = 256  # files for output that are used again: each costs the agent a descriptor
 SLOT_KEPT = 4 << 20  # bytes of files in memory that a memory cgroup may hold when it is used again
 
 EXITED, TIMED_OUT, LOST = 0, 1, 2  # kinds of end
@@ -301,13 +302,19 @@ class Spool:
 
 
 def read_file(*path: str) -> str:
-    with open(os.path.join(*path)) as file:
-        return file.read()
+    fd = os.open(os.path.join(*path), os.O_RDONLY)  # a fifth of the price of open()
+    try:
+        return os.read(fd, 1 << 16).decode()
+    finally:
+        os.close(fd)
 
 
 def write_file(value: Any, *path: str) -> None:
-    with open(os.path.join(*path), "w") as file:
-        file.write(str(value))
+    fd = os.open(os.path.join(*path), os.O_WRONLY | os.O_TRUNC)
+    try:
+        os.write(fd, b"%d" % value if isinstance(value, int) else value.encode())
+    finally:
+        os.close(fd)
 
 
 class MemorySlot:
@@ -355,10 +362,10 @@ class MemorySlot:
 
 def remove_group(path: str) -> None:
     """Remove a cgroup unless there are processes in it; what it holds counts for the group above from then on."""
-    with contextlib.suppress(OSError):  # threads of the agent go to the group above (version 1)
+    with contextlib.suppress(OSError):  # threads of the agent go back to its own group (version 1)
         for tid in read_file(path, "tasks").split():
             if os.path.exists("/proc/self/task/" + tid):
-                write_file(tid, os.path.dirname(path), "tasks")
+                write_file(tid, os.path.dirname(os.path.dirname(path)), "tasks")
     with contextlib.suppress(OSError):
         os.rmdir(path)
 
@@ -433,7 +440,7 @@ def memory_folders() -> Tuple[int, List[str]]:
     """The version of the memory controller, and the cgroups below which this process may try to make its own: the one
     that it is in; version 2: also those above, up to one with a limit (one with processes can have none below it).
     """
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError):
         lines = [line.split(":", 2) for line in read_file("/proc/self/cgroup").splitlines()]
         own = {name: path for _, names, path in lines for name in names.split(",")}
         version, mount = (1, "/sys/fs/cgroup/memory") if "memory" in own else (2, "/sys/fs/cgroup")
@@ -444,8 +451,6 @@ def memory_folders() -> Tuple[int, List[str]]:
                 while version == 2 and folders[-1] != mount and read_file(folders[-1], "memory.max").strip() == "max":
                     folders.append(os.path.dirname(folders[-1]))
                 return version, folders
-    except (OSError, ValueError, KeyError):
-        pass
     return 0, []
 
 
@@ -455,6 +460,7 @@ class Out:
     """
 
     cutter = 0  # the process that shortens it
+    file: Any = None  # it, open for reading
 
     def __init__(self, path: str, number: int) -> None:
         self.path = path
@@ -462,17 +468,17 @@ class Out:
 
     def size(self) -> int:
         with contextlib.suppress(OSError):
-            return os.stat(self.path).st_size
+            return (os.stat(self.path) if self.file is None else os.fstat(self.file.fileno())).st_size
         return 0
 
     def is_free(self) -> bool:
         """Whether nobody can write to it any more (else no lease is given), so that it can serve another attempt."""
-        try:
-            with open(self.path, "rb") as file:
-                fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-            return True
-        except (OSError, AttributeError):
-            return False
+        with contextlib.suppress(OSError, AttributeError):
+            self.file = self.file or open(self.path, "rb", buffering=0)  # noqa: SIM115
+            fcntl.fcntl(self.file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(self.file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            return self.number <= OUTS_MAX
+        return False
 
     def place(self, log: str) -> None:
         """Move it to where the log belongs. (OSError: that is not possible.)"""
@@ -616,6 +622,7 @@ class Attempt:
     stop_at_ms: Optional[int] = None  # when SIGKILL is due, once it is being stopped
     out = NO_OUT
     slot: Optional[MemorySlot] = None
+    told = False  # of its start
     counted = False  # it takes part of the capacity
     over_memory = False
 
@@ -644,7 +651,7 @@ def report_line(seq: int, started: Iterable[Attempt], exited: Iterable[Attempt])
     ends: Dict[Any, List[Any]] = {}
     for one in exited:
         group = one.group
-        how = (one.kind, one.reason, one.status)
+        how = (one.kind, one.reason, one.status, one.told)
         run = ends.setdefault((group.job, group.number, *how), [group.job, group.number, [], [], [], [], *how])
         run[2].append(one.index)
         run[3].append(one.code)
@@ -726,10 +733,8 @@ class Spawner:
                     write_file(0, one.slot.path if one.slot else os.path.dirname(self.groups.base), "tasks")
                     inside = one.slot
                 pid = self._spawn(os.fsencode(program), arguments, variables, os.fsencode(log))
-            except OSError as error:
-                pid = -(error.errno or errno.EINVAL)
-            except Exception:
-                pid = -errno.EINVAL
+            except Exception as error:
+                pid = -(getattr(error, "errno", None) or errno.EINVAL)
             self.done.put((one, program, log, pid))
 
     def _spawn(self, program: bytes, arguments: List[bytes], variables: List[bytes], log: bytes) -> int:
@@ -806,10 +811,7 @@ class Connection:
             kind = message["t"]
             if not self.greeted and kind != "hello":
                 raise ProtocolError("the first message is not hello")
-            handler = getattr(self.agent, "on_" + kind, None)
-            if handler is None:
-                raise ProtocolError("unknown message %r" % kind)
-            handler(self, message)
+            getattr(self.agent, "on_" + kind)(self, message)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ProtocolError("a malformed message: %r" % error) from error
 
@@ -906,7 +908,7 @@ class Agent:
         self.missing: List[Attempt] = []
         self.client: Optional[Connection] = None
         self.connections: Set[Connection] = set()
-        self.orphaned_at_ms: Optional[int] = None  # when to end all that a kernel left which does not come back
+        self.orphaned_at_ms = NEVER  # when to end all that a kernel left which does not come back
         self.closing = False
         self.terminated = False
         self.idle_since_ms = self.now_ms()
@@ -914,8 +916,6 @@ class Agent:
 
     def now_ms(self) -> int:
         return (self.anchor_ns + time.monotonic_ns()) // 1_000_000
-
-    # -- life --
 
     def recover(self) -> None:
         """Take over what a former agent left in the spool: its unacknowledged exits, and its lost attempts.
@@ -974,8 +974,7 @@ class Agent:
 
     def _set_logs(self, folder: str) -> None:
         self.logs, self.outs, self.outs_made = folder, [], False
-        # In the same folder, as a file can be moved within one file system only.
-        self.outs_folder = os.path.join(folder, "." + self.groups.name)
+        self.outs_folder = os.path.join(folder, "." + self.groups.name)  # files move within one file system only
 
     def _recover_record(self, record: Dict[str, Any], live: Dict[Key, Attempt], same_boot: bool) -> None:
         if record["t"] == "intent":
@@ -1094,13 +1093,11 @@ class Agent:
             return SPAWN_POLL_MS / 1000
         if self.ending:
             return ENDING_POLL_MS / 1000
-        until = min(self.next_tick_ms, self.next_look_ms)
+        until = min(self.next_tick_ms, self.next_look_ms, self.orphaned_at_ms)
         if self.new_started:
             until = min(until, self.new_started[0].started_ms + STARTED_DELAY_MS - 1)
         if self.timers:
             until = min(until, self.timers[0][0])
-        if self.orphaned_at_ms is not None:
-            until = min(until, self.orphaned_at_ms)
         if not self.running and not self.connections:
             until = min(until, self.idle_since_ms + self.idle_ms)
         return max(0, until - self.now_ms() + 1) / 1000
@@ -1113,8 +1110,7 @@ class Agent:
         self._fire_timers()
         if self.pending and self.spawner.count < BURST:
             self._start_burst()
-        begun = self.new_started
-        if self.new_exited or len(begun) > BURST or (begun and begun[0].started_ms + STARTED_DELAY_MS <= self.now_ms()):
+        if self.new_exited or self.new_started:
             self._flush()
 
     def _tick(self) -> None:
@@ -1227,6 +1223,8 @@ class Agent:
         for start in range(0, len(running), REPORT_MAX):
             connection.send(report_line(0, running[start : start + REPORT_MAX], ()))
         for seq, ended in self.unacked:
+            for one in ended:
+                one.told = False  # this client may not know
             connection.send(report_line(seq, (), ended))
 
     def on_spec(self, connection: Connection, message: Dict[str, Any]) -> None:
@@ -1484,8 +1482,7 @@ class Agent:
             slot, one.slot = one.slot, None
             with contextlib.suppress(OSError, ValueError):
                 one.over_memory = slot.new_kills() > 0
-                if not slot.kill():
-                    self.groups.free.append(slot)
+                self.groups.free.append(slot)
         if one.over_memory and one.code and one.kind == EXITED and one.stop_at_ms is None:
             one.code, one.reason = 128 + signal.SIGKILL, OUT_OF_MEMORY
         self._close_out(one)
@@ -1548,6 +1545,7 @@ class Agent:
                     continue
             if self.now_ms() - one.stopped_ms > ENDING_MAX_MS:
                 self.trouble.write("%s: processes survive SIGKILL" % one.name)
+                one.slot = None  # not to be used again
                 self._ended(one)
             else:
                 still.append(one)
@@ -1642,8 +1640,8 @@ class Agent:
         if len(self.timers) > 1_000 + 4 * len(self.running):  # timeouts of attempts that ended long before them
             self.timers = [timer for timer in self.timers if timer[2].state == RUNNING]
             heapq.heapify(self.timers)
-        if self.orphaned_at_ms is not None and now >= self.orphaned_at_ms:
-            self.orphaned_at_ms = None
+        if now >= self.orphaned_at_ms:
+            self.orphaned_at_ms = NEVER
             if self.client is None and not self.closing:  # of a kernel that nobody comes back to
                 self.shut_down(TIMEOUT_GRACE_MS, "the kernel is gone")
         if now >= self.next_look_ms:
@@ -1656,17 +1654,21 @@ class Agent:
         if now >= self.next_tick_ms:
             self._tick()
 
-    # -- reporting --
-
     def _flush(self) -> None:
         """Spool and send this turn's starts and exits."""
-        started, exited = self.new_started, self.new_exited
-        self.new_started, self.new_exited = [], []
-        started = [one for one in started if one.state != ENDED]  # the end of one that has ended tells its start
+        soon, now = STARTED_DELAY_MS, self.now_ms()
+        begun = [one for one in self.new_started if one.state != ENDED]  # the end of one that has ended tells its start
+        started = [one for one in begun if one.started_ms + soon <= now]
+        self.new_started = [one for one in begun if one.started_ms + soon > now]
+        exited, self.new_exited = self.new_exited, []
+        if not started and not exited:
+            return
         for start in range(0, max(len(exited), 1), REPORT_MAX):
             part = exited[start : start + REPORT_MAX]
             self._number(part)
             line = report_line(self.seq, started, part)
+            for one in started:
+                one.told = True
             started = []
             self._note(line)
             if self.client is not None and self.client.ready:

@@ -218,6 +218,11 @@ class AgentClient:
         """Report to this context from now on."""
         self._context = context
 
+    @property
+    def can_wait(self) -> bool:
+        """Whether the agent holds back what does not fit; an earlier version runs all that it is given."""
+        return self.agent is not None and self.agent.protocol[1] >= 1
+
     def set(self, settings: AgentSettings) -> None:
         """Have attempts run in this way from now on.
 
@@ -516,8 +521,8 @@ class AgentClient:
                 context.lost(run.job_id, run.number, run.indexes, reason=run.reason or "lost by the agent")
                 continue
             at_ms = [at + offset for at in run.stopped_ms]
-            started_ms = [at + offset for at in run.started_ms] if all(run.started_ms) else None
-            if started_ms is None or run.kind == TIMED_OUT:
+            started_ms = [at + offset for at in run.started_ms] if all(run.started_ms) and not run.told else None
+            if not run.told and (started_ms is None or run.kind == TIMED_OUT):
                 began = [(index, at + offset) for index, at in zip(run.indexes, run.started_ms, strict=True) if at]
                 if began:
                     context.started(run.job_id, run.number, [one[0] for one in began], [one[1] for one in began])
@@ -541,8 +546,8 @@ class AgentClient:
 
     def _find(self, job_id: str, number: int, indexes: Iterable[int]) -> None:
         """Of these, tell of those that the kernel did not name: it adopts them or has them stopped."""
-        held = self._held.get((job_id, number), {})
-        strangers = [index for index in indexes if index not in held]
+        held, known = self._held.get((job_id, number), {}), self._strangers
+        strangers = [one for one in indexes if one not in held and AttemptKey(job_id, one, number) not in known]
         if strangers:
             self._strangers.update(AttemptKey(job_id, index, number) for index in strangers)
             self._context.found(self._host, job_id, number, strangers)

@@ -89,11 +89,12 @@ class ProcessBackend:
             log_bytes_max=options.log_bytes_max,
             capacity=capacity if options.lookahead else None,
         )
-        context.host_up(HOST, capacity, options.zone)
         self._context = context
+        self._offer(context, options, capacity)
         if self._client is not None:  # new settings only: what was launched is being looked after
             self._client.report_to(context)
             self._client.set(settings)
+            self._offer(context, options, capacity)
             return
         place = f"{context.kernel_id}\0{context.settings.name}\0{context.state_dir.resolve()}"
         name = hashlib.sha256(os.fsencode(place)).hexdigest()[:12]
@@ -103,6 +104,12 @@ class ProcessBackend:
             context, connector, host=HOST, environment=environment, workdir=self._workdir, settings=settings
         )
         await self._client.start(known)
+        self._offer(context, options, capacity)
+
+    def _offer(self, context: BackendContext, options: ProcessOptions, capacity: Capacity) -> None:
+        if self._client is None or not self._client.can_wait:
+            capacity = msgspec.structs.replace(capacity, lookahead=0)
+        context.host_up(HOST, capacity, options.zone)
 
     async def launch(self, launches: Sequence[Launch]) -> None:
         await self._started().launch(launches)

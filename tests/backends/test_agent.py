@@ -54,7 +54,7 @@ class Peer:
         """The next exits, as index: (code, kind, reason)."""
         found: dict[int, Any] = {}
         while len(found) < count:
-            for _, _, indexes, codes, _, _, kind, reason, _ in self.receive("report")["exited"]:
+            for _, _, indexes, codes, _, _, kind, reason, _, _ in self.receive("report")["exited"]:
                 found.update({index: (code, kind, reason) for index, code in zip(indexes, codes, strict=True)})
         return found
 
