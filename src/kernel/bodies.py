@@ -1,4 +1,4 @@
-"""The bodies of definitions, queues and environments, from what users write. Their keywords are the public names."""
+"""What users write, as the core takes it: definitions, jobs, queues, environments. Keywords are the public names."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 
 from . import arguments as args
 from .core.errors import InvalidValue
+from .core.inputs import SubmitJob
 from .core.model import (
     RETAIN_FAILED_MS,
     RETAIN_SUCCEEDED_MS,
     DefinitionBody,
     EnvironmentBody,
+    Overrides,
     QueueBody,
     ResourceState,
 )
@@ -49,6 +51,59 @@ def definition(
         scratch=args.flag("scratch", scratch),
         tags=args.texts("tags", tags),
         scheduling_priority=args.whole("scheduling_priority", scheduling_priority),
+    )
+
+
+def submission(
+    job_id: str,
+    *,
+    name: Any,
+    queue: Any,
+    definition: Any = None,
+    array_size: Any = None,
+    depends_on: Any = None,
+    command: Any = None,
+    script: Any = None,
+    environment: Any = None,
+    parameters: Any = None,
+    vcpus: Any = None,
+    memory: Any = None,
+    gpus: Any = None,
+    retry: Any = None,
+    timeout: Any = None,
+    workdir: Any = None,
+    scratch: Any = None,
+    tags: Any = None,
+    scheduling_priority: Any = None,
+    client_token: Any = None,
+) -> SubmitJob:
+    """A job's; see `Kernel.submit_job`."""
+    overrides = Overrides(
+        command=None if command is None else args.command("command", command),
+        script=None if script is None else args.script("script", script),
+        environment=args.texts("environment", environment),
+        parameters=args.texts("parameters", parameters),
+        vcpus_milli=None if vcpus is None else args.milli("vcpus", vcpus),
+        memory_mib=None if memory is None else args.mebibytes("memory", memory),
+        gpus=None if gpus is None else args.whole("gpus", gpus),
+        retry=None if retry is None else args.retry("retry", retry),
+        timeout_ms=None if timeout is None else args.milliseconds("timeout", timeout),
+        workdir=args.workdir(workdir),
+        scratch=None if scratch is None else args.flag("scratch", scratch),
+        tags=args.texts("tags", tags),
+        scheduling_priority=(
+            None if scheduling_priority is None else args.whole("scheduling_priority", scheduling_priority)
+        ),
+    )
+    return SubmitJob(
+        job_id=job_id,
+        name=args.text("name", name),
+        queue=args.text("queue", queue),
+        definition=None if definition is None else args.definition("definition", definition),
+        overrides=overrides,
+        size=None if array_size is None else args.whole("array_size", array_size),
+        depends_on=args.dependencies("depends_on", depends_on),
+        client_token=args.optional_text("client_token", client_token),
     )
 
 

@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from . import arguments as args
+from . import bodies
 from .backend import AttemptKey
 from .calls import Calls
 from .core.errors import Conflict, InvalidValue, NotFound
 from .core.explain import Reason, explain, never_fits
-from .core.inputs import StopJob, SubmitJob
-from .core.model import Overrides, RetryStrategy
+from .core.inputs import StopJob
+from .core.model import RetryStrategy
 from .core.resources import get_queue
 from .core.state import JobRow
 from .core.states import STARTING, STATUSES, SUCCEEDED, JobStatus
@@ -73,32 +74,27 @@ class JobCalls(Calls):
         """
         if isinstance(definition, DefinitionDetail):
             definition = definition.reference
-        overrides = Overrides(
-            command=None if command is None else args.command("command", command),
-            script=None if script is None else args.script("script", script),
-            environment=args.texts("environment", environment),
-            parameters=args.texts("parameters", parameters),
-            vcpus_milli=None if vcpus is None else args.milli("vcpus", vcpus),
-            memory_mib=None if memory is None else args.mebibytes("memory", memory),
-            gpus=None if gpus is None else args.whole("gpus", gpus),
-            retry=None if retry is None else args.retry("retry", retry),
-            timeout_ms=None if timeout is None else args.milliseconds("timeout", timeout),
-            workdir=args.workdir(workdir),
-            scratch=None if scratch is None else args.flag("scratch", scratch),
-            tags=args.texts("tags", tags),
-            scheduling_priority=(
-                None if scheduling_priority is None else args.whole("scheduling_priority", scheduling_priority)
-            ),
-        )
-        request = SubmitJob(
-            job_id=self._ids.job_id(),
-            name=args.text("name", name),
-            queue=args.text("queue", queue),
-            definition=None if definition is None else args.definition("definition", definition),
-            overrides=overrides,
-            size=None if array_size is None else args.whole("array_size", array_size),
-            depends_on=args.dependencies("depends_on", depends_on),
-            client_token=args.optional_text("client_token", client_token),
+        request = bodies.submission(
+            self._ids.job_id(),
+            name=name,
+            queue=queue,
+            definition=definition,
+            array_size=array_size,
+            depends_on=depends_on,
+            command=command,
+            script=script,
+            environment=environment,
+            parameters=parameters,
+            vcpus=vcpus,
+            memory=memory,
+            gpus=gpus,
+            retry=retry,
+            timeout=timeout,
+            workdir=workdir,
+            scratch=scratch,
+            tags=tags,
+            scheduling_priority=scheduling_priority,
+            client_token=client_token,
         )
         serial = await self._open.request(request)
         job = self._live.state.jobs[serial]
