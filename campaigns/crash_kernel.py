@@ -348,7 +348,7 @@ class Life:
     # -- the end ------------------------------------------------------------------------------------
 
     async def write_final(self) -> None:
-        kernel, last = self.kernel, self.kernel.last_event_id()
+        kernel, last = self.kernel, await self.kernel.last_event_id()
         events = []
         async with kernel.events() as stream:
             async for event in stream:

@@ -110,7 +110,7 @@ class JobCalls(Calls):
             return JobHandle(self, job.job_id, job.name, job.size)
         return JobHandle(self, f"{job.job_id}:{index}", job.name, None)
 
-    def job(self, job: JobReference) -> JobHandle:
+    async def job(self, job: JobReference) -> JobHandle:
         """The handle of a job or child."""
         row, index = self._find(job)
         return self._handle(row, index)

@@ -346,13 +346,16 @@ class Kernel(JobCalls, ResourceCalls):
             return EventStream(runtime, self._forgotten, runtime.journal.oldest - 1)
         epoch, sequence = args.event_id("after", after)
         if not 0 <= sequence <= runtime.journal.last:
-            raise InvalidValue("after", after, f"the newest event is {tuple(self.last_event_id())}")
+            raise InvalidValue("after", after, f"the newest event is {tuple(self._last_event_id())}")
         found = runtime.journal.epoch_of(sequence)
         if sequence and found != epoch:
             raise InvalidValue("after", after, f"event {sequence} is of epoch {found}: the log is not the one it was")
         return EventStream(runtime, self._forgotten, sequence)
 
-    def last_event_id(self) -> EventId:
+    async def last_event_id(self) -> EventId:
         """The id of the newest event: what `events(after=...)` takes to see only later ones."""
+        return self._last_event_id()
+
+    def _last_event_id(self) -> EventId:
         journal = self._open.journal
         return EventId(journal.epoch_of(journal.last), journal.last)

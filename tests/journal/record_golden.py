@@ -45,7 +45,7 @@ async def main(name: str) -> None:
             "jobs": jobs,
             "attempts": {detail.name: len(detail.attempts) for detail in details},
             "ended": {detail.name: detail.status.value for detail in details[:3]},
-            "last": kernel.last_event_id().sequence,
+            "last": (await kernel.last_event_id()).sequence,
         }
     (GOLDEN / f"{name}.json").write_text(json.dumps(told, indent=1) + "\n")
 

@@ -318,7 +318,7 @@ async def test_a_kernel_replays_from_before_a_snapshot_that_it_cannot_decode(tmp
     with structlog.testing.capture_logs() as logs:
         async with kernel_on(path=path) as kernel:
             assert (await kernel.describe_job(job)).status is JobStatus.SUCCEEDED
-            assert kernel.last_event_id() == (8, at + 1)
+            assert await kernel.last_event_id() == (8, at + 1)
             assert kernel.journal_loss is None
     assert "snapshot_unusable" in {entry["event"] for entry in logs}
 
@@ -333,7 +333,7 @@ async def test_a_kernel_tells_what_it_has_given_up(tmp_path: Path) -> None:
     async with kernel_on(path=path) as kernel:
         second = await submit(kernel)
         await second.wait()
-        last = kernel.last_event_id()
+        last = await kernel.last_event_id()
     path.write_bytes(older)
     with pytest.raises(JournalDamaged):
         async with Kernel(path):
@@ -345,7 +345,7 @@ async def test_a_kernel_tells_what_it_has_given_up(tmp_path: Path) -> None:
         assert (await kernel.describe_job(first)).status is JobStatus.SUCCEEDED
         with pytest.raises(NotFound):
             await kernel.describe_job(second)
-        assert kernel.last_event_id().epoch > last.epoch
+        assert (await kernel.last_event_id()).epoch > last.epoch
         assert (await (await submit(kernel)).wait()).status is JobStatus.SUCCEEDED
     async with kernel_on(path=path) as kernel:
         assert kernel.journal_loss is None

@@ -6,7 +6,7 @@ Nothing has changed afterwards, and the kernel goes on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +215,7 @@ CASES: list[Case] = [
     submits("array_size:", array_size=HUGE),
     submits("depends_on: 'running'", depends_on="running"),
     submits("depends_on: 7", depends_on=7),
-    ((lambda k: submit(k, depends_on=k.job("array"))), InvalidValue, "depends_on: <JobHandle 'array'"),
+    (lambda k: with_job(k, "array", lambda job: submit(k, depends_on=job)), InvalidValue, "depends_on: <JobHandle"),
     submits("depends_on: {'job': 'running'}", depends_on={"job": "running"}),
     submits("depends_on[0]: 7", depends_on=[7]),
     submits("depends_on[0]: None", depends_on=[None]),
@@ -321,7 +321,7 @@ CASES: list[Case] = [
     (lambda k: k.describe_job_definitions(active="yes"), InvalidValue, "active: 'yes'"),
     (lambda k: k.describe_jobs(5), InvalidValue, "jobs: 5"),
     (lambda k: k.describe_jobs("running"), InvalidValue, "jobs: 'running'"),
-    (lambda k: k.describe_jobs(k.job("running")), InvalidValue, "jobs: "),
+    (lambda k: with_job(k, "running", k.describe_jobs), InvalidValue, "jobs: "),
     (lambda k: k.describe_jobs(["running", 5]), InvalidValue, "5"),
     (lambda k: k.describe_jobs(["running", "nobody"]), NotFound, "job 'nobody'"),
     (lambda k: first(k.list_jobs(queue="none")), NotFound, "job queue 'none'"),
@@ -348,11 +348,11 @@ CASES: list[Case] = [
     (lambda k: k.run([]), InvalidValue, "command: []"),
     (lambda k: k.run("echo hi"), InvalidValue, "command: 'echo hi'"),
     (lambda k: k.run(["true"], timeout=-1), InvalidValue, "timeout: -1"),
-    (lambda k: soon(lambda: k.job("array")["0"]), InvalidValue, "index: '0'"),
-    (lambda k: soon(lambda: k.job("array")[True]), InvalidValue, "index: True"),
-    (lambda k: soon(lambda: k.job("array")[3]), NotFound, "indexes are 0 to 2"),
-    (lambda k: soon(lambda: k.job("array")[-1]), NotFound, "indexes are 0 to 2"),
-    (lambda k: soon(lambda: k.job("running")[0]), NotFound, "not an array"),
+    (lambda k: with_job(k, "array", lambda job: soon(lambda: job["0"])), InvalidValue, "index: '0'"),
+    (lambda k: with_job(k, "array", lambda job: soon(lambda: job[True])), InvalidValue, "index: True"),
+    (lambda k: with_job(k, "array", lambda job: soon(lambda: job[3])), NotFound, "indexes are 0 to 2"),
+    (lambda k: with_job(k, "array", lambda job: soon(lambda: job[-1])), NotFound, "indexes are 0 to 2"),
+    (lambda k: with_job(k, "running", lambda job: soon(lambda: job[0])), NotFound, "not an array"),
     (lambda k: soon(lambda: k.events(after=5)), InvalidValue, "after: 5"),
     (lambda k: soon(lambda: k.events(after=(1,))), InvalidValue, "after: (1,)"),
     (lambda k: soon(lambda: k.events(after=(1, "2"))), InvalidValue, "after: (1, '2')"),
@@ -387,6 +387,10 @@ async def first(stream: Any) -> Any:
 
 async def soon(call: Callable[[], Any]) -> Any:
     return call()
+
+
+async def with_job(kernel: Any, name: str, call: Callable[[Any], Awaitable[Any]]) -> Any:
+    return await call(await kernel.job(name))
 
 
 @pytest.mark.asyncio

@@ -23,7 +23,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
 
 async def read(kernel: Kernel, after: EventId | None = None) -> list[JobEvent]:
     """The events from a point up to the newest."""
-    last = kernel.last_event_id()
+    last = await kernel.last_event_id()
     marker = await submit(kernel, "marker", vcpus=1000)
     found = []
     async with kernel.events(after=after) as events:
@@ -74,7 +74,7 @@ async def test_expand_gives_one_event_per_child(path: Path | None) -> None:
     async with kernel_on(backend, path) as kernel:
         job = await submit(kernel, array_size=3, retry=2)
         await until(lambda: len(backend.live) == 3)
-        at = kernel.last_event_id()
+        at = await kernel.last_event_id()
         backend.context.exited(job.id, 1, [2, 0], [7, 0])
         await until(lambda: AttemptKey(job.id, 2, 2) in backend.live)
         ended = [e for event in await read(kernel, at) for e in event.expand() if e.exit_codes is not None]
@@ -121,7 +121,7 @@ async def test_several_consumers_at_once_see_the_same(path: Path | None) -> None
 
 
 async def test_a_wait_for_the_next_event_may_be_given_up_and_taken_up_again(path: Path | None) -> None:
-    async with kernel_on(path=path) as kernel, kernel.events(after=kernel.last_event_id()) as events:
+    async with kernel_on(path=path) as kernel, kernel.events(after=await kernel.last_event_id()) as events:
         with anyio.move_on_after(0.01) as scope:
             await anext(aiter(events))
         assert scope.cancelled_caught
@@ -149,7 +149,7 @@ async def test_what_is_no_longer_kept_is_said_with_the_oldest_that_is(monkeypatc
     module = __import__("anybatch.kernel.journal", fromlist=["MemoryJournal"]).MemoryJournal.__module__
     monkeypatch.setattr(f"{module}.MEMORY_RECORDS_MAX", 10)
     async with kernel_on() as kernel:
-        start = kernel.last_event_id()
+        start = await kernel.last_event_id()
         slow = kernel.events(after=None)
         for n in range(20):
             await (await submit(kernel, f"job-{n}")).wait()
@@ -182,12 +182,12 @@ async def test_the_epoch_rises_at_each_open_and_the_sequence_goes_on(tmp_path: P
         assert {event.id.epoch for event in later} == {2}
         assert later[-1].status is JobStatus.SUCCEEDED
         assert later[0].id.sequence > kept[-1].id.sequence
-        assert kernel.last_event_id().epoch == 2
+        assert (await kernel.last_event_id()).epoch == 2
 
 
 async def test_a_point_in_the_future_is_refused(tmp_path: Path) -> None:
     async with kernel_on(path=tmp_path / "j.db") as kernel:
-        last = kernel.last_event_id()
+        last = await kernel.last_event_id()
         with pytest.raises(InvalidValue, match="newest event"):
             kernel.events(after=EventId(last.epoch, last.sequence + 1))
 

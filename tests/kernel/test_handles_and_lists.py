@@ -24,9 +24,9 @@ async def test_a_handle_equals_what_names_the_same_job() -> None:
     async with kernel_on(ManualBackend()) as kernel:
         job = await submit(kernel, array_size=3)
         other = await submit(kernel, "other")
-        assert kernel.job(job.id) == kernel.job("job") == kernel.job(job) == job
-        assert kernel.job(f"{job.id}:1") == job[1] == kernel.job(job[1])
-        assert len({job, kernel.job(job.id), job[1], kernel.job(job[1].id), other}) == 3
+        assert await kernel.job(job.id) == await kernel.job("job") == await kernel.job(job) == job
+        assert await kernel.job(f"{job.id}:1") == job[1] == await kernel.job(job[1])
+        assert len({job, await kernel.job(job.id), job[1], await kernel.job(job[1].id), other}) == 3
         assert job != other
         assert job != job.id
         assert (job.id, job.name, job.array_size, len(job), bool(job)) == (job.id, "job", 3, 3, True)
@@ -93,15 +93,15 @@ async def test_a_name_is_the_unfinished_job_else_the_newest_finished_one() -> No
     async with kernel_on(backend) as kernel:
         old = await submit(kernel)
         await until(lambda: backend.live)
-        assert kernel.job("job") == old
+        assert await kernel.job("job") == old
         backend.exit_all()
         await old.wait()
-        assert kernel.job("job") == old
+        assert await kernel.job("job") == old
         new = await submit(kernel)
-        assert kernel.job("job") == new
+        assert await kernel.job("job") == new
         another = await submit(kernel)
         with pytest.raises(Conflict) as several:
-            kernel.job("job")
+            await kernel.job("job")
         assert new.id in str(several.value)
         assert another.id in str(several.value)
         assert old.id not in str(several.value)
@@ -109,7 +109,7 @@ async def test_a_name_is_the_unfinished_job_else_the_newest_finished_one() -> No
         backend.exit_all()
         await new.wait()
         await another.wait()
-        assert kernel.job("job") == another
+        assert await kernel.job("job") == another
 
 
 async def test_an_id_of_another_kernel_is_not_found() -> None:

@@ -84,7 +84,7 @@ async def test_a_change_is_synced_before_its_caller_is_answered(path: Path | Non
             lambda: kernel.delete_compute_environment("b"),
         ]
         for change in changes:
-            before = kernel.last_event_id().sequence
+            before = (await kernel.last_event_id()).sequence
             kernel.recorded.hold_sync = True
             call = asyncio.ensure_future(change())
             await until(lambda before=before: live(kernel).journal.last > before)  # type: ignore[misc]
@@ -100,7 +100,7 @@ async def test_waits_and_events_are_answered_at_commit(path: Path | None) -> Non
     backend = ManualBackend()
     async with kernel_on(backend, path, kind=RecordedKernel) as kernel:
         assert isinstance(kernel, RecordedKernel)
-        start = kernel.last_event_id()
+        start = await kernel.last_event_id()
         job = await submit(kernel)
         async with kernel.events(after=start) as events:
             await until(lambda: backend.live)
@@ -130,7 +130,7 @@ async def test_when_durable_comes_only_after_the_sync(path: Path | None) -> None
         await turns()
         assert acknowledged == []
 
-        ended = kernel.last_event_id().sequence
+        ended = (await kernel.last_event_id()).sequence
         kernel.recorded.hold_sync = False
         await until(lambda: acknowledged)
 
@@ -144,7 +144,7 @@ async def test_progress_is_synced_soon_without_a_caller(path: Path | None) -> No
         await until(lambda: backend.live)
         backend.exit_all()
         await job.wait()
-        ended = kernel.last_event_id().sequence
+        ended = (await kernel.last_event_id()).sequence
 
         await until(lambda: live(kernel).synced >= ended)
 
@@ -206,7 +206,7 @@ async def test_a_stream_tells_that_the_kernel_has_stopped(path: Path | None) -> 
             assert isinstance(kernel, RecordedKernel)
             await submit(kernel)
             await until(lambda: backend.live)
-            async with kernel.events(after=kernel.last_event_id()) as events:
+            async with kernel.events(after=await kernel.last_event_id()) as events:
                 kernel.recorded.fail_commit = True
                 backend.exit_all()
                 async for _ in events:
@@ -268,4 +268,4 @@ async def test_events_of_one_turn_are_one_commit() -> None:
 
 async def test_the_memory_kernel_is_a_kernel() -> None:
     async with Kernel() as kernel:
-        assert kernel.last_event_id() == (1, 1)
+        assert await kernel.last_event_id() == (1, 1)

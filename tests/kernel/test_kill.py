@@ -88,7 +88,7 @@ async def test_a_kernel_that_is_killed_again_and_again_still_ends_every_job(tmp_
     (tmp_path / "go").touch()
     async with Kernel(tmp_path / "j.db", backends={"process": backend}, on_close="stop") as kernel:
         await check_ends(kernel, jobs, tmp_path)
-        assert kernel.last_event_id().epoch == 4
+        assert (await kernel.last_event_id()).epoch == 4
 
 
 POINTS = [

@@ -89,6 +89,8 @@ CALLS: dict[str, Callable[[Kernel], Awaitable[object]]] = {
     "submit_job": lambda k: k.submit_job("j", queue="q", command=["x"]),
     "describe_job": lambda k: k.describe_job("j"),
     "describe_jobs": lambda k: k.describe_jobs(["j"]),
+    "job": lambda k: k.job("j"),
+    "last_event_id": lambda k: k.last_event_id(),
     "describe_no_jobs": lambda k: k.describe_jobs([]),
     "list_jobs": lambda k: anext(aiter(k.list_jobs())),
     "wait": lambda k: k.wait("j"),
@@ -124,9 +126,8 @@ async def test_every_call_before_entering_and_after_closing_says_that_the_kernel
     for act in (handle.wait, handle.describe, handle.cancel, handle.terminate, handle.read_logs):
         with pytest.raises(KernelClosed, match="closed"):
             await act()
-    for events in (kernel.events, kernel.last_event_id):
-        with pytest.raises(KernelClosed, match="closed"):
-            events()
+    with pytest.raises(KernelClosed, match="closed"):
+        kernel.events()
 
 
 async def test_several_kernels_live_in_one_process(tmp_path: Path) -> None:
@@ -518,6 +519,6 @@ async def test_a_reopened_kernel_knows_everything(tmp_path: Path) -> None:
     backend.closed = False
     for path in (killed, tmp_path / "j.db"):
         async with kernel_on(backend, path) as kernel:
-            again = kernel.job(job.id)
+            again = await kernel.job(job.id)
             assert [await again.describe(), *[await again[n].describe() for n in range(3)]] == before
             assert [*await kernel.describe_job_definitions(), *await kernel.describe_job_queues()] == others

@@ -269,7 +269,7 @@ async def test_reports_about_what_nobody_knows_change_nothing() -> None:
     backend = ManualBackend()
     async with kernel_on(backend) as kernel:
         key = await running(kernel, backend)
-        before = kernel.last_event_id()
+        before = await kernel.last_event_id()
         context = backend.context
 
         context.started("no-such-job", 1, [0])
@@ -283,7 +283,7 @@ async def test_reports_about_what_nobody_knows_change_nothing() -> None:
         context.started(key.job_id, 1, [])
         await turns()
 
-        assert kernel.last_event_id() == before
+        assert await kernel.last_event_id() == before
         assert (await environment(kernel)).status is ResourceStatus.VALID
 
 
@@ -294,13 +294,13 @@ async def test_a_report_from_an_earlier_attempt_changes_nothing() -> None:
         backend.exit(first, 1)
         await until(lambda: backend.live)
         await turns()
-        before = kernel.last_event_id()
+        before = await kernel.last_event_id()
         for code in (0, 1, 137):
             backend.context.exited(first.job_id, first.number, [0], [code])
         backend.context.lost(first.job_id, first.number, [0], reason="late")
         backend.context.timed_out(first.job_id, first.number, [0], [143])
         await turns()
-        assert kernel.last_event_id() == before
+        assert await kernel.last_event_id() == before
         backend.exit_all()
         detail = await kernel.wait(first.job_id)
         assert [attempt.exit_code for attempt in detail.attempts] == [1, 0]
@@ -449,7 +449,7 @@ async def test_reports_after_close_change_nothing(tmp_path: Any) -> None:
     async with kernel_on(backend) as kernel:
         key = await running(kernel, backend)
         context = backend.context
-        last = kernel.last_event_id()
+        last = await kernel.last_event_id()
     context.exited(key.job_id, 1, [0], [0])
     context.host_up("late", Capacity(vcpus_milli=1))
     context.host_down("host", "x")
@@ -465,10 +465,10 @@ async def test_a_host_that_comes_up_twice_is_one_host() -> None:
     backend = ManualBackend()
     async with kernel_on(backend) as kernel:
         key = await running(kernel, backend)
-        before = kernel.last_event_id()
+        before = await kernel.last_event_id()
         backend.context.host_up("host", Capacity(vcpus_milli=4000))
         await turns()
-        assert kernel.last_event_id() == before
+        assert await kernel.last_event_id() == before
 
         backend.context.host_up("host", Capacity(vcpus_milli=2000))
         await turns()

@@ -381,12 +381,12 @@ async def finished(kernel: Kernel, count: int) -> None:
 @pytest.mark.usefixtures("snapshots_often")
 async def test_events_go_when_they_are_old_enough(path: Path | None, clock: VirtualClock) -> None:
     async with kernel_on(path=path, clock=clock, retain_events=10 * MINUTE) as kernel:
-        start = kernel.last_event_id()
+        start = await kernel.last_event_id()
         await finished(kernel, 10)
-        last = kernel.last_event_id()
+        last = await kernel.last_event_id()
         await clock.advance(5 * MINUTE)
         await finished(kernel, 3)
-        later = kernel.last_event_id().sequence - last.sequence
+        later = (await kernel.last_event_id()).sequence - last.sequence
         assert oldest(kernel) == 1
         await clock.advance(5 * MINUTE + LOOK)
         assert last.sequence - 10 <= oldest(kernel) - 1 <= last.sequence
@@ -447,7 +447,7 @@ async def test_events_since_an_unfinished_job_came_are_kept(
 
         await fine("before")
         await clock.advance(1)
-        at = kernel.last_event_id()
+        at = await kernel.last_event_id()
         slow = await submit(kernel, "slow")
         await fine("after")
         await clock.advance(HOUR)
@@ -518,7 +518,7 @@ async def test_trimming_while_events_of_forgotten_jobs_are_looked_for_disturbs_n
     async with kernel_on(clock=clock) as kernel:
         await keep(kernel, 1)
         await finished(kernel, 400)
-        at = kernel.last_event_id()
+        at = await kernel.last_event_id()
         last = await submit(kernel, "last")
         await last.wait()
         await clock.advance(MINUTE)

@@ -100,11 +100,11 @@ async def test_a_wait_ends_when_the_job_is_cancelled_or_terminated() -> None:
 async def test_a_client_token_used_before_returns_the_first_job(tmp_path: Path) -> None:
     async with kernel_on(LastingBackend(), tmp_path / "j.db") as kernel:
         first = await submit(kernel, client_token="t")
-        last = kernel.last_event_id()
+        last = await kernel.last_event_id()
         again = await submit(kernel, "other", client_token="t", array_size=7)
         assert (again.id, again.name, again.array_size) == (first.id, "job", None)
         assert (await first.describe()).client_token == "t"
-        assert kernel.last_event_id() >= last
+        assert await kernel.last_event_id() >= last
         assert len([job async for job in kernel.list_jobs()]) == 1
         await kernel.terminate_job(first, "x")
     async with kernel_on(LastingBackend(), tmp_path / "j.db") as kernel:

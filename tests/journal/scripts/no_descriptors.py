@@ -76,9 +76,9 @@ async def main(path: str) -> None:
         assert await before.read_logs() == b"before\n"
         for name in backends:
             assert await run(kernel, name) is JobStatus.SUCCEEDED
-        last = kernel.last_event_id()
+        last = await kernel.last_event_id()
     async with Kernel(path, backends=backends) as kernel:
-        assert kernel.last_event_id() > last
+        assert await kernel.last_event_id() > last
         assert (await kernel.describe_job(attempt)).exit_code == 7
     print("done")
 
