@@ -50,6 +50,10 @@ class Oracle:
         """Live children, each with its host."""
         self.gpus: dict[Child, tuple[int, ...]] = {}
         self.hosts: dict[int, ev.HostJoined] = {}
+        self.ahead: dict[Child, int] = {}
+        """What was placed where there was no room for it, and has neither begun nor ended; with its host."""
+        self.grown: set[int] = set()
+        """Hosts on which that became more in this step."""
         self.launched: set[tuple[int, int, int]] = set()
         self.ended: Counter[Child] = Counter()
         self.told: Counter[tuple[int, int | None]] = Counter()
@@ -58,6 +62,7 @@ class Oracle:
     def take(self, step: Step, state: KernelState, *, adopted: bool = False) -> None:
         """Check a step, and compare the books with the state behind it. What is `adopted` runs already."""
         placed_on: dict[int, list[Shape]] = {}
+        self.grown.clear()
         for event in step.events:
             self._event(event, placed_on)
         for effect in step.effects:
@@ -116,16 +121,19 @@ class Oracle:
                 self.parent[job] = "SUCCEEDED" if succeeded else "FAILED"
             case ev.AttemptsPlaced():
                 placed_on.setdefault(event.host, []).append(self.shape[event.job])
+                self._note_ahead(event)
                 self._placed(event)
             case ev.AttemptsStarted():
                 for i in event.each():
                     assert self.number[event.job, i] == event.number
+                    self.ahead.pop((event.job, i), None)
                     self._move(event.job, i, "RUNNING")
             case ev.AttemptsEnded():
                 for i in event.each():
                     assert self.number[event.job, i] == event.number
                     assert (event.job, i) in self.live, f"the end of {(event.job, i)}, which was not live"
                     del self.live[event.job, i]
+                    self.ahead.pop((event.job, i), None)
                     self.gpus.pop((event.job, i), None)
                     self._move(event.job, i, STATUSES[event.status].value)
             case ev.CancelRequested(job=job, index=index):
@@ -180,6 +188,19 @@ class Oracle:
             self._move(event.job, i, "STARTING")
             self.to_launch.add((event.job, i, event.number))
 
+    def _note_ahead(self, event: ev.AttemptsPlaced) -> None:
+        """Which of these attempts their host has no room for at the moment."""
+        offer, shape = self.hosts[event.host], self.shape[event.job]
+        here = [self.shape[job] for (job, _), host in self.live.items() if host == event.host]
+        vcpus = offer.vcpus_milli - sum(one.vcpus_milli for one in here)
+        memory = (1 << 60 if offer.memory_mib is None else offer.memory_mib) - sum(one.memory_mib for one in here)
+        for i in event.each():
+            vcpus, memory = vcpus - shape.vcpus_milli, memory - shape.memory_mib
+            over = (shape.vcpus_milli and vcpus < 0) or (shape.memory_mib and memory < 0)
+            if offer.lookahead and event.gpus is None and over:
+                self.ahead[event.job, i] = event.host
+                self.grown.add(event.host)
+
     def _check_capacity(self, placed_on: dict[int, list[Shape]]) -> None:
         """A host holds no more of what it was asked for than it offers. (One that shrank may, until then.)"""
         for serial, shapes in placed_on.items():
@@ -191,6 +212,9 @@ class Oracle:
                 assert sum(self.shape[job].memory_mib for job, _ in here) <= offer.memory_mib, "memory exceeded"
             devices = [device for child in here for device in self.gpus.get(child, ())]
             assert len(devices) == len(set(devices)), "a GPU is given out twice"
+            if serial in self.grown:
+                ahead = [child for child, host in self.ahead.items() if host == serial]
+                assert len(ahead) <= offer.lookahead, "more is taken ahead than the host has offered"
 
     def _compare(self, state: KernelState) -> None:
         assert all(times == 1 for times in self.ended.values()), "a child ended twice"

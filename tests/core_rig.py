@@ -128,11 +128,17 @@ class Rig:
         *,
         memory: int | None = None,
         gpus: Sequence[int] = (),
+        lookahead: int = 0,
         environment: str = "env",
     ) -> Step:
         return self.do(
             ask.HostUp(
-                environment=environment, host=name, vcpus_milli=round(vcpus * 1000), memory_mib=memory, gpus=tuple(gpus)
+                environment=environment,
+                host=name,
+                vcpus_milli=round(vcpus * 1000),
+                memory_mib=memory,
+                gpus=tuple(gpus),
+                lookahead=lookahead,
             )
         )
 

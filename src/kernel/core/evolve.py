@@ -278,6 +278,9 @@ def _attempts_placed(state: KernelState, event: AttemptsPlaced, at_ms: int) -> N
             job.gpus[i] = tuple(devices)
             for device in devices:
                 host.free_gpus.remove(device)
+    if host.lookahead and (room := host.fits(job.shape, n)) < n and event.gpus is None:
+        host.ahead += n - room
+        state.ahead.update(((job.serial, i), host.serial) for i in indexes[room:])
     _take(state, host, job, n)
     job.touched_ms = job.waiting_since_ms = at_ms
 
@@ -286,6 +289,7 @@ def _attempts_started(state: KernelState, event: AttemptsStarted, at_ms: int) ->
     job, indexes, ages = state.jobs[event.job], event.each(), event.ages
     children = job.children
     children.move(indexes, STARTING, RUNNING)
+    _heard_of(state, job, indexes)
     started, _ = children.times()
     if isinstance(ages, int):
         fill(started, indexes, at_ms - ages)
@@ -335,6 +339,7 @@ def _attempts_ended(state: KernelState, event: AttemptsEnded, at_ms: int) -> Non
     job, indexes, target = state.jobs[event.job], event.each(), event.status
     children, codes, ages, n = job.children, event.codes, event.ages, len(event)
     _free(state, job, indexes, n)
+    _heard_of(state, job, indexes)
     if target == RUNNABLE:
         _waits(job, at_ms)
     children.move(indexes, children.status[indexes[0]], target)
@@ -361,6 +366,15 @@ def _attempts_ended(state: KernelState, event: AttemptsEnded, at_ms: int) -> Non
         _retry(state, job, indexes, counts=event.counts, failure=event.failure)
     else:
         _children_ended(state, job, indexes, succeeded=target == SUCCEEDED)
+
+
+def _heard_of(state: KernelState, job: JobRow, indexes: Sequence[int]) -> None:
+    """Attempts have begun or ended: they are not ahead of anything any more."""
+    if state.ahead:
+        for i in indexes:
+            host = state.hosts.get(state.ahead.pop((job.serial, i), 0))
+            if host is not None:
+                host.ahead -= 1
 
 
 def _note_duration(state: KernelState, job: JobRow, index: int) -> None:

@@ -98,7 +98,13 @@ def _check_waiting(state: KernelState, job: JobRow) -> None:
 
 
 def _check_hosts(state: KernelState) -> None:
+    for (serial, i), where in state.ahead.items():
+        children = state.jobs[serial].children
+        waits = children.status[i] == STARTING and children.hosts()[i] == where
+        _require(waits, "only what has not begun is ahead", serial, i, where)
     for host in state.hosts.values():
+        ahead = sum(where == host.serial for where in state.ahead.values())
+        _require(host.ahead == ahead, "what a host holds ahead is counted", host.name, host.ahead, ahead)
         vcpus = memory = 0
         devices: list[int] = []
         for serial, count in host.load.items():

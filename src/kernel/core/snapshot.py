@@ -105,6 +105,7 @@ class _Host(Struct, array_like=True):
     zone: str | None
     lookahead: int = 0
     recent_us: int = LOOKAHEAD_US + 1
+    ahead: list[tuple[int, int]] = []
 
 
 class _Environment(Struct, array_like=True):
@@ -175,6 +176,7 @@ def encode(state: KernelState) -> bytes:
                     row.zone,
                     row.lookahead,
                     row.recent_us,
+                    sorted(key for key, host in state.ahead.items() if host == serial) if row.ahead else [],
                 )
                 for serial, row in sorted(state.hosts.items())
             ],
@@ -239,7 +241,8 @@ def decode(data: bytes, quotas: Quotas) -> KernelState:
     for h in kept.hosts:
         host = state.hosts[h.serial] = HostRow(h.serial, h.environment, h.name)
         host.vcpus_milli, host.memory_mib, host.gpus, host.zone = h.vcpus_milli, h.memory_mib, h.gpus, h.zone
-        host.lookahead, host.recent_us = h.lookahead, h.recent_us
+        host.lookahead, host.recent_us, host.ahead = h.lookahead, h.recent_us, len(h.ahead)
+        state.ahead.update(((serial, index), h.serial) for serial, index in h.ahead)
         state.environments[h.environment].hosts[h.name] = h.serial
     for j in kept.jobs:
         state.jobs[j.serial] = _row(j)

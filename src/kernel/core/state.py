@@ -164,8 +164,8 @@ class HostRow:
     """A host, with what is free on it."""
 
     __slots__ = (
-        "environment", "free_gpus", "free_memory_mib", "free_vcpus_milli", "gpus", "load", "lookahead", "memory_mib",
-        "name", "rank", "recent_us", "serial", "vcpus_milli", "zone",
+        "ahead", "environment", "free_gpus", "free_memory_mib", "free_vcpus_milli", "gpus", "load", "lookahead",
+        "memory_mib", "name", "rank", "recent_us", "serial", "vcpus_milli", "zone",
     )  # fmt: skip
 
     def __init__(self, serial: int, environment: str, name: str) -> None:
@@ -178,6 +178,8 @@ class HostRow:
         self.zone: str | None = None
         self.lookahead = 0
         """Attempts that it takes beyond its capacity, to begin with them as soon as there is room."""
+        self.ahead = 0
+        """Attempts that were placed there beyond its capacity, and have not been heard of since."""
         self.recent_us = LOOKAHEAD_US + 1
         """How long attempts have run here of late, in microseconds."""
         self.free_vcpus_milli = 0
@@ -205,15 +207,11 @@ class HostRow:
         The resources that are free are below zero by as much as is taken ahead. GPUs are assigned at placement, so
         there is none for those.
         """
-        ahead = 0 if shape.gpus else min(self.lookahead, LOOKAHEAD_US // max(self.recent_us, 1))
-        if not ahead:
-            return self.fits(shape, most)
-        room = most
-        if shape.vcpus_milli:
-            room = min(room, self.free_vcpus_milli // shape.vcpus_milli + ahead)
-        if shape.memory_mib:
-            room = min(room, self.free_memory_mib // shape.memory_mib + ahead)
-        return max(room, 0)
+        room = self.fits(shape, most)
+        if room == most or shape.gpus:
+            return room
+        more = min(self.lookahead, LOOKAHEAD_US // max(self.recent_us, 1)) - self.ahead
+        return min(most, room + max(more, 0))
 
 
 class EnvironmentRow:
@@ -261,8 +259,8 @@ class KernelState:
     """Everything that the kernel knows."""
 
     __slots__ = (
-        "definitions", "environments", "epoch", "expiries", "hosts", "ids", "jobs", "kernel_id", "names", "next_host",
-        "next_serial", "now_ms", "queues", "quotas", "timers", "tokens", "turn", "unfinished", "unknown",
+        "ahead", "definitions", "environments", "epoch", "expiries", "hosts", "ids", "jobs", "kernel_id", "names",
+        "next_host", "next_serial", "now_ms", "queues", "quotas", "timers", "tokens", "turn", "unfinished", "unknown",
     )  # fmt: skip
 
     def __init__(self, quotas: Quotas = Quotas()) -> None:  # noqa: B008 - frozen
@@ -283,6 +281,8 @@ class KernelState:
         self.queues: dict[str, QueueRow] = {}
         self.environments: dict[str, EnvironmentRow] = {}
         self.hosts: dict[int, HostRow] = {}
+        self.ahead: dict[tuple[int, int], int] = {}
+        """(job, index) of what was placed beyond its host's capacity and has not been heard of since, with the host."""
         self.timers: list[tuple[int, int, int, tuple[int, ...]]] = []
         """A heap of (deadline, job, attempt number, children): derived, and entries may be out of date."""
         self.expiries: list[tuple[int, int]] = []
