@@ -37,6 +37,7 @@ from anybatch.kernel.core.model import (
     ResourceState,
     ResourceStatus,
     RetryStrategy,
+    TaggedKind,
 )
 from anybatch.kernel.core.states import JobStatus
 from anybatch.kernel.handles import JobHandle
@@ -101,6 +102,7 @@ __all__ = [
     "ResourceStatus",
     "RetryStrategy",
     "RunResult",
+    "TaggedKind",
     "list_plugins",
     "n_to_n",
 ]

@@ -117,6 +117,7 @@ def _changes(state: KernelState, plan: Plan) -> Iterator[Change]:
                 min_vcpus_milli=environment.min_vcpus_milli,
                 max_vcpus_milli=environment.max_vcpus_milli,
                 options=dict(environment.options),
+                metadata=dict(environment.metadata),
             )
             yield Change(path, "updated", update)
     for name, queue in plan.queues.items():
@@ -129,7 +130,7 @@ def _changes(state: KernelState, plan: Plan) -> Iterator[Change]:
             _only(path, "job queue", there.body, queue, ("tags",))
             fields = ("priority", "state", "compute_environments", "retain_succeeded_ms", "retain_failed_ms")
             given = {field: getattr(queue, field) for field in fields}
-            yield Change(path, "updated", UpdateQueue(name=name, **given))
+            yield Change(path, "updated", UpdateQueue(name=name, metadata=dict(queue.metadata), **given))
     for name, definition in plan.definitions.items():
         path, revisions = f"definitions.{name}", state.definitions.get(name, {})
         newest = revisions[max(revisions)] if revisions else None

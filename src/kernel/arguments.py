@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -113,6 +114,20 @@ def texts(field: str, value: object) -> dict[str, str]:
             raise InvalidValue(f"{field}.{name}", entry, "values are text (str); write numbers as '1'")
         text(f"{field}.{name}", entry)
     return dict(value)
+
+
+def metadata(field: str, value: object) -> dict[str, Any]:
+    """What somebody keeps with a thing: names mapped to plain values, as JSON has them; None is an empty mapping."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidValue(field, value, "it maps names to plain values")
+    try:
+        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(dict(value)))
+        msgspec.msgpack.encode(plain)
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as e:
+        raise InvalidValue(field, dict(value), f"it holds what JSON can: {e}") from e
+    return plain
 
 
 def names(field: str, value: object) -> tuple[str, ...]:
@@ -280,6 +295,18 @@ def job_reference(field: str, value: object) -> str:
     found = getattr(value, "id", value)
     if not isinstance(found, str) or not found:
         raise InvalidValue(field, value, "it is a job's id, handle or name")
+    return found
+
+
+def job_id(field: str, value: object) -> str:
+    """A UUID as job ids are written."""
+    found = text(field, value)
+    try:
+        fits = str(uuid.UUID(found)) == found
+    except ValueError:
+        fits = False
+    if not fits:
+        raise InvalidValue(field, value, "it is a UUID in lower case, such as '0668da57-1bcc-478b-bc14-5d4f1c1cef48'")
     return found
 
 

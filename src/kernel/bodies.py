@@ -35,6 +35,7 @@ def definition(
     scratch: Any = False,
     tags: Any = None,
     scheduling_priority: Any = 0,
+    metadata: Any = None,
 ) -> DefinitionBody:
     """A job definition's; see `Kernel.register_job_definition`."""
     return DefinitionBody(
@@ -51,6 +52,7 @@ def definition(
         scratch=args.flag("scratch", scratch),
         tags=args.texts("tags", tags),
         scheduling_priority=args.whole("scheduling_priority", scheduling_priority),
+        metadata=args.metadata("metadata", metadata),
     )
 
 
@@ -76,6 +78,7 @@ def submission(
     tags: Any = None,
     scheduling_priority: Any = None,
     client_token: Any = None,
+    metadata: Any = None,
 ) -> SubmitJob:
     """A job's; see `Kernel.submit_job`."""
     overrides = Overrides(
@@ -94,6 +97,7 @@ def submission(
         scheduling_priority=(
             None if scheduling_priority is None else args.whole("scheduling_priority", scheduling_priority)
         ),
+        metadata=args.metadata("metadata", metadata),
     )
     return SubmitJob(
         job_id=job_id,
@@ -115,6 +119,7 @@ def queue(
     tags: Any = None,
     retain_succeeded: Any = RETAIN_SUCCEEDED_MS / 1000,
     retain_failed: Any = RETAIN_FAILED_MS / 1000,
+    metadata: Any = None,
 ) -> QueueBody:
     """A job queue's; see `Kernel.create_job_queue`."""
     return QueueBody(
@@ -124,6 +129,7 @@ def queue(
         tags=args.texts("tags", tags),
         retain_succeeded_ms=args.milliseconds("retain_succeeded", retain_succeeded),
         retain_failed_ms=args.milliseconds("retain_failed", retain_failed),
+        metadata=args.metadata("metadata", metadata),
     )
 
 
@@ -137,6 +143,7 @@ def environment(
     state: Any = "ENABLED",
     options: Any = None,
     tags: Any = None,
+    metadata: Any = None,
 ) -> EnvironmentBody:
     """A compute environment's; see `Kernel.create_compute_environment`."""
     name = args.text("backend", backend)
@@ -148,6 +155,7 @@ def environment(
         max_vcpus_milli=cpus() * 1000 if max_vcpus is None else args.milli("max_vcpus", max_vcpus),
         state=resource_state(state),
         tags=args.texts("tags", tags),
+        metadata=args.metadata("metadata", metadata),
     )
 
 

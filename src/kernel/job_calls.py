@@ -57,6 +57,8 @@ class JobCalls(Calls):
         tags: Mapping[str, str] | None = None,
         scheduling_priority: int | None = None,
         client_token: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        job_id: str | None = None,
     ) -> JobHandle:
         """Queue a job; returns once that is on disk.
 
@@ -66,8 +68,9 @@ class JobCalls(Calls):
         its newest finished one), `n_to_n(job)` and `SEQUENTIAL`. What else is given overrides the
         definition: `environment` and `parameters` are merged by name, the rest replaces. `timeout` is in
         seconds per attempt, `memory` in MiB or a text such as "2GiB". A `client_token` used before returns
-        the job that it was first used for. A job that nothing in its queue can ever fit is queued all the same, for
-        environments change; the handle's `warnings` and the log say so at once.
+        the job that it was first used for. `metadata` is kept with the job and given back by `describe_job`;
+        `job_id` is a UUID of yours for it. A job that nothing in its queue can ever fit is queued all the same,
+        for environments change; the handle's `warnings` and the log say so at once.
 
         Raises:
             InvalidValue, QuotaExceeded, NotFound, Conflict: nothing was queued.
@@ -75,7 +78,7 @@ class JobCalls(Calls):
         if isinstance(definition, DefinitionDetail):
             definition = definition.reference
         request = bodies.submission(
-            self._ids.job_id(),
+            self._ids.job_id() if job_id is None else args.job_id("job_id", job_id),
             name=name,
             queue=queue,
             definition=definition,
@@ -95,6 +98,7 @@ class JobCalls(Calls):
             tags=tags,
             scheduling_priority=scheduling_priority,
             client_token=client_token,
+            metadata=metadata,
         )
         serial = await self._open.request(request)
         job = self._live.state.jobs[serial]
@@ -142,14 +146,18 @@ class JobCalls(Calls):
         status: JobStatus | str | Iterable[JobStatus | str] | None = None,
         name: str | None = None,
         parent: JobReference | None = None,
+        after: int | None = None,
     ) -> AsyncIterator[JobSummary]:
         """Jobs that fit everything given, newest first; or with `parent` the children of an array, by index.
+
+        `after` goes on behind the summary with this `position`, so that a list can be had in parts.
 
         `name` is exact, or a prefix with a trailing `*`. What is submitted during the iteration may be left out.
         """
         state = self._open.state
         wanted = args.statuses("status", status)
         pattern = args.optional_text("name", name)
+        after = None if after is None else args.whole("after", after)
         if queue is not None:
             get_queue(state, args.text("queue", queue))
         if parent is not None:
@@ -158,14 +166,15 @@ class JobCalls(Calls):
                 raise InvalidValue("parent", getattr(parent, "id", parent), "only an array job has children")
             if (queue is not None and row.queue != queue) or not _fits(row.name, pattern):
                 return
-            for start in range(0, row.size, LIST_PAGE):
+            for start in range(0 if after is None else max(0, after + 1), row.size, LIST_PAGE):
                 for i in range(start, min(start + LIST_PAGE, row.size)):
                     if wanted is None or STATUSES[row.children.status[i]] in wanted:
                         yield job_summary(row, i)
                 await asyncio.sleep(0)
                 self._live.check_open()
             return
-        for serials in _pages(sorted(state.jobs, reverse=True)):
+        found = list(state.jobs) if after is None else [serial for serial in state.jobs if serial < after]
+        for serials in _pages(sorted(found, reverse=True)):
             for serial in serials:
                 job = state.jobs.get(serial)
                 if job is None or (queue is not None and job.queue != queue):

@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -36,7 +36,7 @@ from .journal import FileJournal, Journal, JournalLoss, MemoryJournal
 from .logs import Log
 from .registry import BackendRegistry
 from .resource_calls import ResourceCalls
-from .runtime import Runtime
+from .runtime import CALLER, Runtime
 from .runtime_dir import runtime_dir as make_runtime_dir
 from .stream import EventId, EventStream
 from .trimming import ForgottenJobs, Trimmer
@@ -262,6 +262,16 @@ class Kernel(JobCalls, ResourceCalls):
             for driver in self._drivers.all()
             if driver.backend is not None and (mode == "stop" or not driver.backend.capabilities.reattach)
         ]
+
+    @contextlib.contextmanager
+    def acting_as(self, principal: str, *, request_id: str | None = None) -> Iterator[None]:
+        """Within the `with`, what this task asks of the kernel is recorded as this principal's, and for that call."""
+        caller = args.text("principal", principal), args.optional_text("request_id", request_id)
+        token = CALLER.set(caller)
+        try:
+            yield
+        finally:
+            CALLER.reset(token)
 
     @property
     def id(self) -> str:

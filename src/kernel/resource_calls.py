@@ -11,6 +11,7 @@ from . import bodies
 from .calls import Calls
 from .core.errors import InvalidValue, NotFound
 from .core.inputs import (
+    ChangeTags,
     CreateEnvironment,
     CreateQueue,
     DeleteEnvironment,
@@ -27,8 +28,11 @@ from .core.model import (
     EnvironmentBody,
     QueueBody,
     RetryStrategy,
+    TaggedKind,
 )
 from .core.resources import get_environment, get_queue
+from .core.submit import find_definition
+from .core.tags import find_tagged, tags_of
 from .views import (
     DefinitionDetail,
     EnvironmentDetail,
@@ -63,6 +67,7 @@ class ResourceCalls(Calls):
         scratch: bool = False,
         tags: Mapping[str, str] | None = None,
         scheduling_priority: int = 0,
+        metadata: Mapping[str, Any] | None = None,
         exist_ok: bool = False,
     ) -> DefinitionDetail:
         """Make the next revision of a definition; arguments as in `submit_job`.
@@ -87,6 +92,7 @@ class ResourceCalls(Calls):
             scratch=scratch,
             tags=tags,
             scheduling_priority=scheduling_priority,
+            metadata=metadata,
         )
         return await self.put_definition(name, body, exist_ok=exist_ok)
 
@@ -119,6 +125,42 @@ class ResourceCalls(Calls):
         rows = [definitions[n][revision] for n in chosen for revision in sorted(definitions[n], reverse=True)]
         return [definition_detail(row) for row in rows if active is None or row.active is active]
 
+    async def describe_job_definition(self, definition: str) -> DefinitionDetail:
+        """The revision that `name:revision` names, or the newest ACTIVE one of `name`."""
+        reference = args.definition("definition", definition)
+        state = self._open.state
+        name, _, revision = reference.partition(":")
+        row = state.definitions.get(name, {}).get(int(revision)) if revision else find_definition(state, name)
+        if row is None:
+            raise NotFound("job definition", reference)
+        return definition_detail(row)
+
+    # -- tags -------------------------------------------------------------------------------------
+
+    async def tag_resource(
+        self,
+        kind: TaggedKind | str,
+        name: str,
+        tags: Mapping[str, str] | None = None,
+        *,
+        remove: Sequence[str] = (),
+    ) -> Mapping[str, str]:
+        """Set these tags of an environment, queue, definition (`name:revision`) or job (by id), and remove others.
+
+        Returns its tags as they are then; called with neither, it only tells them.
+        """
+        if kind not in tuple(TaggedKind):
+            raise InvalidValue("kind", kind, f"it is one of {', '.join(TaggedKind)}")
+        request = ChangeTags(
+            kind=TaggedKind(kind),
+            name=args.text("name", name),
+            put=args.texts("tags", tags),
+            remove=args.names("remove", remove),
+        )
+        if request.put or request.remove:
+            await self._open.request(request)
+        return dict(tags_of(find_tagged(self._open.state, request.kind, request.name)))
+
     # -- job queues -------------------------------------------------------------------------------
 
     async def create_job_queue(
@@ -131,6 +173,7 @@ class ResourceCalls(Calls):
         retain_succeeded: float = RETAIN_SUCCEEDED_MS / 1000,
         retain_failed: float = RETAIN_FAILED_MS / 1000,
         tags: Mapping[str, str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
         exist_ok: bool = False,
     ) -> QueueDetail:
         """Create a queue over one to three environments, tried in this order. Higher priorities go first.
@@ -151,6 +194,7 @@ class ResourceCalls(Calls):
             tags=tags,
             retain_succeeded=retain_succeeded,
             retain_failed=retain_failed,
+            metadata=metadata,
         )
         return await self.put_queue(name, body, exist_ok=exist_ok)
 
@@ -172,6 +216,7 @@ class ResourceCalls(Calls):
         compute_environments: Sequence[str] | None = None,
         retain_succeeded: float | None = None,
         retain_failed: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> QueueDetail:
         """Change what is given. A DISABLED queue takes no jobs; those that it has go on (JQ-7)."""
         environments = (
@@ -186,6 +231,7 @@ class ResourceCalls(Calls):
                 None if retain_succeeded is None else args.milliseconds("retain_succeeded", retain_succeeded)
             ),
             retain_failed_ms=None if retain_failed is None else args.milliseconds("retain_failed", retain_failed),
+            metadata=None if metadata is None else args.metadata("metadata", metadata),
         )
         await self._open.request(request)
         return queue_detail(get_queue(self._live.state, name))
@@ -213,6 +259,7 @@ class ResourceCalls(Calls):
         state: State = "ENABLED",
         options: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
         exist_ok: bool = False,
     ) -> EnvironmentDetail:
         """Create an environment on a backend, and return once that has started or failed to.
@@ -235,6 +282,7 @@ class ResourceCalls(Calls):
             state=state,
             options=options,
             tags=tags,
+            metadata=metadata,
         )
         return await self.put_environment(name, body, exist_ok=exist_ok)
 
@@ -253,6 +301,7 @@ class ResourceCalls(Calls):
         min_vcpus: float | None = None,
         max_vcpus: float | None = None,
         options: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> EnvironmentDetail:
         """Change what is given, and return once the backend has started anew.
 
@@ -269,6 +318,7 @@ class ResourceCalls(Calls):
             min_vcpus_milli=None if min_vcpus is None else args.milli("min_vcpus", min_vcpus),
             max_vcpus_milli=None if max_vcpus is None else args.milli("max_vcpus", max_vcpus),
             options=checked,
+            metadata=None if metadata is None else args.metadata("metadata", metadata),
         )
         await self._open.request(request)
         await self._drivers.settle(name)

@@ -14,7 +14,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, Final, Protocol
+
+from msgspec import structs
 
 from .clock import Clock, Timer
 from .core.effects import (
@@ -48,6 +51,9 @@ PLAN_MOST: Final = 10_000
 INPUTS_MOST: Final = 10_000
 """Inputs taken in one turn; the rest follows in the next."""
 
+
+CALLER: ContextVar[tuple[str, str | None] | None] = ContextVar("anybatch_caller", default=None)
+"""Whose requests these are, and the call that they are made for; None: the embedding code's own."""
 
 SyncWaiter = tuple[int, Callable[[BaseException | None], None]]
 """Up to which sequence number the log has to be on disk, and whom to call back then."""
@@ -150,6 +156,9 @@ class Runtime:
             KernelClosed: the runtime has stopped.
         """
         self.check_open()
+        caller = CALLER.get()
+        if caller is not None:
+            item = structs.replace(item, principal=caller[0], request_id=caller[1])
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._inbox.append((item, future))
         self._wake()

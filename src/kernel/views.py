@@ -101,6 +101,7 @@ class JobDetail(Struct, frozen=True, kw_only=True):
     is_terminated: bool
     client_token: str | None
     principal: str | None
+    metadata: Mapping[str, Any]
 
     def raise_for_status(self) -> JobDetail:
         """Return self, or raise JobFailed if the job FAILED."""
@@ -123,6 +124,12 @@ class JobSummary(Struct, frozen=True, kw_only=True):
     stopped_at: datetime | None
     array_size: int | None
     index: int | None
+    reason: str | None
+    definition: str | None
+    is_cancelled: bool
+    is_terminated: bool
+    position: int
+    """Where it stands in lists: what `list_jobs(after=...)` takes."""
 
 
 class HostDetail(Struct, frozen=True, kw_only=True):
@@ -152,6 +159,7 @@ class EnvironmentDetail(Struct, frozen=True, kw_only=True):
     max_vcpus: float
     options: Mapping[str, Any]
     tags: Mapping[str, str]
+    metadata: Mapping[str, Any]
     hosts: tuple[HostDetail, ...]
     created_at: datetime
 
@@ -165,6 +173,7 @@ class QueueDetail(Struct, frozen=True, kw_only=True):
     status: ResourceStatus
     compute_environments: tuple[str, ...]
     tags: Mapping[str, str]
+    metadata: Mapping[str, Any]
     retain_succeeded_s: float
     retain_failed_s: float
     unfinished: int
@@ -190,6 +199,7 @@ class DefinitionDetail(Struct, frozen=True, kw_only=True):
     scratch: bool
     scheduling_priority: int
     tags: Mapping[str, str]
+    metadata: Mapping[str, Any]
     created_at: datetime
 
     @property
@@ -206,7 +216,7 @@ def job_detail(state: KernelState, job: JobRow, index: int | None) -> JobDetail:
     last = attempts[-1] if attempts else None
     status = job.status if index is None else STATUSES[job.children.status[at]]
     status_reason, reason = _parent_reason(job) if is_parent else work_reason(job, at)
-    child_flag = job.flags.get(at) if index is not None else None
+    cancelled, terminated = _flags(job, index)
     stopped = job.parent_stopped_ms if is_parent else _stopped_ms(job, at)
     counts = job.children.counts
     return JobDetail(
@@ -238,11 +248,18 @@ def job_detail(state: KernelState, job: JobRow, index: int | None) -> JobDetail:
         timeout_s=None if spec.timeout_ms is None else spec.timeout_ms / 1000,
         scheduling_priority=spec.scheduling_priority,
         tags=spec.tags,
-        is_cancelled=job.cancelled or child_flag is False,
-        is_terminated=job.terminated or child_flag is True,
+        is_cancelled=cancelled,
+        is_terminated=terminated,
         client_token=job.token,
         principal=job.principal,
+        metadata=spec.metadata,
     )
+
+
+def _flags(job: JobRow, index: int | None) -> tuple[bool, bool]:
+    """Whether it was cancelled, and terminated (CT-6)."""
+    child = job.flags.get(index) if index is not None else None
+    return job.cancelled or child is False, job.terminated or child is True
 
 
 def _dependency(dependency: Dependency) -> DependencyDetail:
@@ -324,19 +341,26 @@ def job_summary(job: JobRow, index: int | None) -> JobSummary:
     status = job.status if index is None else STATUSES[children.status[at]]
     code = NO_CODE if is_parent else children.code[at]
     started = 0 if is_parent or children.started is None else children.started[at]
+    status_reason, reason = _parent_reason(job) if is_parent else work_reason(job, at)
+    cancelled, terminated = _flags(job, index)
     stopped = job.parent_stopped_ms if is_parent else _stopped_ms(job, at)
     return JobSummary(
         id=job.job_id if index is None else f"{job.job_id}:{index}",
         name=job.name,
         queue=job.queue,
         status=status,
-        status_reason=_parent_reason(job)[0] if is_parent else work_reason(job, at)[0],
+        status_reason=status_reason,
         exit_code=None if code == NO_CODE else code,
         created_at=to_datetime(job.created_ms),
         started_at=_time(started),
         stopped_at=_time(stopped) if status.is_terminal else None,
         array_size=job.size if index is None else None,
         index=index,
+        reason=reason,
+        definition=job.spec.definition,
+        is_cancelled=cancelled,
+        is_terminated=terminated,
+        position=job.serial if index is None else index,
     )
 
 
@@ -354,6 +378,7 @@ def environment_detail(state: KernelState, row: EnvironmentRow) -> EnvironmentDe
         max_vcpus=body.max_vcpus_milli / 1000,
         options=body.options,
         tags=body.tags,
+        metadata=body.metadata,
         hosts=tuple(_host_detail(state.hosts[serial]) for serial in row.hosts.values()),
         created_at=to_datetime(row.created_ms),
     )
@@ -382,6 +407,7 @@ def queue_detail(row: QueueRow) -> QueueDetail:
         status=row.status,
         compute_environments=row.body.compute_environments,
         tags=row.body.tags,
+        metadata=row.body.metadata,
         retain_succeeded_s=row.body.retain_succeeded_ms / 1000,
         retain_failed_s=row.body.retain_failed_ms / 1000,
         unfinished=len(row.unfinished),
@@ -409,5 +435,6 @@ def definition_detail(row: DefinitionRow) -> DefinitionDetail:
         scratch=body.scratch,
         scheduling_priority=body.scheduling_priority,
         tags=body.tags,
+        metadata=body.metadata,
         created_at=to_datetime(row.created_ms),
     )

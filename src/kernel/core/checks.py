@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from .errors import InvalidValue, QuotaExceeded
 from .model import DefinitionBody, EvaluateOnExit, JobSpec, Overrides, Quotas, RetryStrategy
@@ -107,6 +109,14 @@ def check_tags(tags: Mapping[str, str], quotas: Quotas) -> None:
             raise InvalidValue(f"tags.{key}", value, f"a tag's value has at most {TAG_VALUE_CHARS_MAX} characters")
 
 
+def check_metadata(metadata: Mapping[str, Any], quotas: Quotas) -> None:
+    """What somebody keeps with a job, definition, queue or environment: of bounded size."""
+    size = len(msgspec.msgpack.encode(metadata)) if metadata else 0
+    if size > quotas.metadata_bytes_max:
+        allowed = f"metadata has at most {quotas.metadata_bytes_max} bytes (quota metadata_bytes_max)"
+        raise QuotaExceeded("metadata", size, allowed)
+
+
 def check_body(body: DefinitionBody | Overrides, quotas: Quotas) -> None:
     """What a definition, or the overrides of a submit, may say."""
     ranges = (
@@ -136,6 +146,7 @@ def check_body(body: DefinitionBody | Overrides, quotas: Quotas) -> None:
         check_retry(body.retry, quotas)
     check_variables("environment", body.environment)
     check_tags(body.tags, quotas)
+    check_metadata(body.metadata, quotas)
 
 
 def substitute(command: tuple[str, ...], parameters: Mapping[str, str]) -> tuple[str, ...]:
@@ -175,4 +186,5 @@ def merge(body: DefinitionBody, overrides: Overrides, definition: str | None) ->
             body.scheduling_priority if overrides.scheduling_priority is None else overrides.scheduling_priority
         ),
         definition=definition,
+        metadata=overrides.metadata,
     )

@@ -16,7 +16,7 @@ from itertools import pairwise
 
 from msgspec import Struct
 
-from .model import DefinitionBody, Dependency, EnvironmentBody, JobSpec, QueueBody, ResourceStatus
+from .model import DefinitionBody, Dependency, EnvironmentBody, JobSpec, QueueBody, ResourceStatus, TaggedKind
 
 RECORD_VERSION = 1
 """Of all the records below; a journal with a higher one is refused."""
@@ -228,6 +228,16 @@ class HostLeft(Event, frozen=True, array_like=True, tag=28):
     reason: str
 
 
+class TagsPut(Event, frozen=True, array_like=True, tag=30):
+    """The tags of something are these now. `name` as in ChangeTags; `kind`: a TaggedKind."""
+
+    kind: TaggedKind
+    name: str
+    tags: dict[str, str]
+    principal: str | None
+    request_id: str | None
+
+
 class HostsListed(Event, frozen=True, array_like=True, tag=29):
     """An environment's hosts have told what they hold since the kernel opened; placement may begin."""
 
@@ -274,6 +284,7 @@ AnyEvent = (
     | HostJoined
     | HostLeft
     | HostsListed
+    | TagsPut
 )
 
 

@@ -29,6 +29,7 @@ from .events import (
     QueueDeleted,
     QueuePut,
     StopRequested,
+    TagsPut,
     WorkFailed,
     WorkHeld,
     WorkReleased,
@@ -47,6 +48,7 @@ from .state import (
     Stop,
 )
 from .states import FAILED, PENDING, RUNNABLE, RUNNING, STARTING, STATUSES, SUCCEEDED, Kind, Trigger, next_status
+from .tags import put_tags
 
 TIMER_SLACK = 1024
 """Outdated entries that the timer heap may hold beyond four times the live ones."""
@@ -106,6 +108,8 @@ def evolve(state: KernelState, event: AnyEvent, at_ms: int) -> None:
                 state.queues[name].status = ResourceStatus.DELETING
         case EnvironmentPut() | EnvironmentDeleted() | EnvironmentStatusChanged() | HostsListed():
             _environment_changed(state, event, at_ms)
+        case TagsPut():
+            put_tags(state, event)
         case HostJoined():
             _host_joined(state, event)
         case HostLeft(serial=serial):

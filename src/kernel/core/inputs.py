@@ -7,7 +7,16 @@ from typing import Any
 
 from msgspec import Struct
 
-from .model import DefinitionBody, DependencyType, EnvironmentBody, ExitKind, Overrides, QueueBody, ResourceState
+from .model import (
+    DefinitionBody,
+    DependencyType,
+    EnvironmentBody,
+    ExitKind,
+    Overrides,
+    QueueBody,
+    ResourceState,
+    TaggedKind,
+)
 
 
 class Input(Struct, frozen=True, kw_only=True):
@@ -84,6 +93,7 @@ class UpdateQueue(Request, frozen=True, kw_only=True):
     compute_environments: tuple[str, ...] | None = None
     retain_succeeded_ms: int | None = None
     retain_failed_ms: int | None = None
+    metadata: dict[str, Any] | None = None
 
 
 class DeleteQueue(Request, frozen=True, kw_only=True):
@@ -108,12 +118,22 @@ class UpdateEnvironment(Request, frozen=True, kw_only=True):
     min_vcpus_milli: int | None = None
     max_vcpus_milli: int | None = None
     options: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
 
 
 class DeleteEnvironment(Request, frozen=True, kw_only=True):
     """Delete a DISABLED environment that no queue names."""
 
     name: str
+
+
+class ChangeTags(Request, frozen=True, kw_only=True):
+    """Set and remove tags. `name`: of an environment or queue, `name:revision` of a definition, or a job's id."""
+
+    kind: TaggedKind
+    name: str
+    put: dict[str, str] = {}
+    remove: tuple[str, ...] = ()
 
 
 class OpenKernel(Input, frozen=True, kw_only=True):

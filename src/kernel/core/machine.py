@@ -19,6 +19,7 @@ from .evolve import evolve, is_armed
 from .follow import follow
 from .inputs import (
     AllListed,
+    ChangeTags,
     CreateEnvironment,
     CreateQueue,
     DeleteEnvironment,
@@ -70,6 +71,7 @@ from .retention import decide_forget
 from .state import JobRow, KernelState
 from .states import RUNNABLE, RUNNING, STARTING
 from .submit import decide_submit, find_job
+from .tags import decide_change_tags
 
 
 class Step(Struct):
@@ -154,6 +156,8 @@ def _decide_rest(state: KernelState, item: Input) -> Iterable[AnyEvent]:
             return decide_update_environment(state, item)
         case DeleteEnvironment():
             return decide_delete_environment(state, item)
+        case ChangeTags():
+            return decide_change_tags(state, item)
         case HostUp():
             return decide_host_up(state, item)
         case HostDown():

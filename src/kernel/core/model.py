@@ -42,6 +42,7 @@ class Quotas(Struct, frozen=True, kw_only=True):
     definition_bytes_max: int = 24 * 1024
     submit_bytes_max: int = 30 * 1024
     script_bytes_max: int = 256 * 1024
+    metadata_bytes_max: int = 64 * 1024
 
 
 class Action(StrEnum):
@@ -123,6 +124,7 @@ class JobSpec(Struct, frozen=True, kw_only=True):
     tags: Mapping[str, str] = {}
     scheduling_priority: int = 0
     definition: str | None = None
+    metadata: Mapping[str, Any] = {}
 
     @property
     def shape(self) -> Shape:
@@ -131,7 +133,10 @@ class JobSpec(Struct, frozen=True, kw_only=True):
 
 
 class DefinitionBody(Struct, frozen=True, kw_only=True):
-    """What a revision of a job definition holds. Times in milliseconds, vCPUs in thousandths, memory in MiB."""
+    """What a revision of a job definition holds. Times in milliseconds, vCPUs in thousandths, memory in MiB.
+
+    `metadata` is whoever made it's own, here as in jobs, queues and environments: kept, given back, never looked at.
+    """
 
     command: tuple[str, ...] = ()
     script: str | None = None
@@ -146,12 +151,13 @@ class DefinitionBody(Struct, frozen=True, kw_only=True):
     scratch: bool = False
     tags: Mapping[str, str] = {}
     scheduling_priority: int = 0
+    metadata: Mapping[str, Any] = {}
 
 
 class Overrides(Struct, frozen=True, kw_only=True):
     """What a submit changes of its definition; None leaves the definition's value (contract SJ-5, PA-6).
 
-    `environment` and `parameters` are merged by name; everything else replaces. A job's tags are its own.
+    `environment` and `parameters` are merged by name; everything else replaces. A job's tags and metadata are its own.
     """
 
     command: tuple[str, ...] | None = None
@@ -167,6 +173,7 @@ class Overrides(Struct, frozen=True, kw_only=True):
     scratch: bool | None = None
     tags: Mapping[str, str] = {}
     scheduling_priority: int | None = None
+    metadata: Mapping[str, Any] = {}
 
 
 class ResourceState(StrEnum):
@@ -185,6 +192,15 @@ class ResourceStatus(StrEnum):
     DELETING = "DELETING"
 
 
+class TaggedKind(StrEnum):
+    """What has tags."""
+
+    COMPUTE_ENVIRONMENT = "compute environment"
+    JOB_QUEUE = "job queue"
+    JOB_DEFINITION = "job definition"
+    JOB = "job"
+
+
 class EnvironmentBody(Struct, frozen=True, kw_only=True):
     """What a compute environment is created with."""
 
@@ -195,6 +211,7 @@ class EnvironmentBody(Struct, frozen=True, kw_only=True):
     state: ResourceState = ResourceState.ENABLED
     options: Mapping[str, Any] = {}
     tags: Mapping[str, str] = {}
+    metadata: Mapping[str, Any] = {}
 
 
 RETAIN_SUCCEEDED_MS: Final = 24 * 3_600_000
@@ -212,6 +229,7 @@ class QueueBody(Struct, frozen=True, kw_only=True):
     tags: Mapping[str, str] = {}
     retain_succeeded_ms: int = RETAIN_SUCCEEDED_MS
     retain_failed_ms: int = RETAIN_FAILED_MS
+    metadata: Mapping[str, Any] = {}
 
 
 class StopKind(StrEnum):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import structs
 
-from .checks import PRIORITY_MAX, VCPUS_MILLI_MAX, check_body, check_resource_name, check_tags
+from .checks import PRIORITY_MAX, VCPUS_MILLI_MAX, check_body, check_metadata, check_resource_name, check_tags
 from .errors import Conflict, InvalidValue, NotFound, QuotaExceeded
 from .events import (
     AnyEvent,
@@ -44,7 +44,8 @@ def decide_register(state: KernelState, request: RegisterDefinition) -> tuple[li
     check_body(request.body, state.quotas)
     if not request.body.command and request.body.script is None:
         raise InvalidValue("command", [], "a definition has a command or a script")
-    size = len(msgspec.msgpack.encode(request.body)) - len((request.body.script or "").encode())
+    measured = structs.replace(request.body, script=None, metadata={})
+    size = len(msgspec.msgpack.encode(measured))
     if size > state.quotas.definition_bytes_max:
         most = state.quotas.definition_bytes_max
         allowed = f"a definition has at most {most} bytes beside its script (quota definition_bytes_max)"
@@ -108,6 +109,7 @@ def _check_queue(state: KernelState, body: QueueBody, changed: tuple[str, ...]) 
     if not 0 <= body.priority <= PRIORITY_MAX:
         raise InvalidValue("priority", body.priority, f"a priority is 0 to {PRIORITY_MAX}; higher goes first")
     check_tags(body.tags, state.quotas)
+    check_metadata(body.metadata, state.quotas)
     most, names = state.quotas.environments_per_queue_max, body.compute_environments
     if not 1 <= len(names) <= most:
         raise QuotaExceeded("compute_environments", names, f"a queue has 1 to {most} compute environments")
@@ -128,7 +130,7 @@ def decide_update_queue(state: KernelState, request: UpdateQueue) -> list[AnyEve
     row = get_queue(state, request.name)
     if row.status is ResourceStatus.DELETING:
         raise Conflict("job queue", request.name, "it is being deleted")
-    changed = ("priority", "state", "compute_environments", "retain_succeeded_ms", "retain_failed_ms")
+    changed = ("priority", "state", "compute_environments", "retain_succeeded_ms", "retain_failed_ms", "metadata")
     given = {field: getattr(request, field) for field in changed if getattr(request, field) is not None}
     new = structs.replace(row.body, **given)
     if new == row.body:
@@ -190,6 +192,7 @@ def decide_create_environment(state: KernelState, request: CreateEnvironment) ->
 
 def _check_environment(state: KernelState, body: EnvironmentBody) -> None:
     check_tags(body.tags, state.quotas)
+    check_metadata(body.metadata, state.quotas)
     if not 1 <= body.max_vcpus_milli <= VCPUS_MILLI_MAX:
         raise InvalidValue("max_vcpus", body.max_vcpus_milli / 1000, "max_vcpus is above 0, in steps of 0.001")
     if not 0 <= body.min_vcpus_milli <= body.max_vcpus_milli:
@@ -199,13 +202,14 @@ def _check_environment(state: KernelState, body: EnvironmentBody) -> None:
 def decide_update_environment(state: KernelState, request: UpdateEnvironment) -> list[AnyEvent]:
     """Change what is given; an INVALID environment is tried again (CE-7)."""
     row = get_environment(state, request.name)
-    changed = ("state", "min_vcpus_milli", "max_vcpus_milli", "options")
+    changed = ("state", "min_vcpus_milli", "max_vcpus_milli", "options", "metadata")
     given = {field: getattr(request, field) for field in changed if getattr(request, field) is not None}
     new = structs.replace(row.body, **given)
     if new == row.body and row.status is ResourceStatus.VALID:
         return []
     _check_environment(state, new)
-    restart = row.status is not ResourceStatus.VALID or structs.replace(new, state=row.body.state) != row.body
+    same = structs.replace(new, state=row.body.state, metadata=row.body.metadata)  # its backend knows neither
+    restart = row.status is not ResourceStatus.VALID or same != row.body
     return [EnvironmentPut(request.name, new, request.principal, request.request_id, restart)]
 
 

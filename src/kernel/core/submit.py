@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec import structs
 
 from .checks import CHILD_ID, check_body, check_job_name, check_tags, merge
 from .errors import Conflict, InvalidValue, NotFound, QuotaExceeded
@@ -23,6 +24,8 @@ def decide_submit(state: KernelState, request: SubmitJob) -> tuple[list[JobSubmi
         known = state.tokens.get(request.client_token)
         if known is not None:
             return [], known
+    if request.job_id in state.ids:
+        raise Conflict("job", request.job_id, "a job with this id exists", field="job_id")
     quotas = state.quotas
     check_job_name("name", request.name)
     queue = state.queues.get(request.queue)
@@ -67,7 +70,7 @@ def _spec(state: KernelState, request: SubmitJob) -> JobSpec:
     if not spec.command and spec.script is None:
         raise InvalidValue("command", [], "a job has a command or a script, its own or its definition's")
     check_tags(spec.tags, state.quotas)
-    size = len(msgspec.msgpack.encode(request.overrides)) - len((request.overrides.script or "").encode())
+    size = len(msgspec.msgpack.encode(structs.replace(request.overrides, script=None, metadata={})))
     if size > state.quotas.submit_bytes_max:
         allowed = (
             f"a submit has at most {state.quotas.submit_bytes_max} bytes beside its script (quota submit_bytes_max)"
