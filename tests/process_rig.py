@@ -53,6 +53,12 @@ class Recorder:
     def host_down(self, host: str, reason: str) -> None:
         raise AssertionError("the process backend's host does not go")
 
+    def host_paused(self, host: str, reason: str | None) -> None:
+        raise AssertionError("the process backend's host takes attempts")
+
+    def is_kept(self, job_id: str) -> bool:
+        return True
+
     def started(self, job_id: str, number: int, indexes: Sequence[int], at_ms: Sequence[int] | None = None) -> None:
         for place, index in enumerate(indexes):
             key = AttemptKey(job_id, index, number)
@@ -104,7 +110,7 @@ class Recorder:
     def found(self, host: str, job_id: str, number: int, indexes: Sequence[int]) -> None:
         self.strangers.extend(AttemptKey(job_id, index, number) for index in indexes)
 
-    def unknown(self, job_id: str, number: int, indexes: Sequence[int]) -> None:
+    def unknown(self, job_id: str, number: int, indexes: Sequence[int], *, for_ms: int | None = None) -> None:
         raise AssertionError("a local agent always knows")
 
     def failed(self, reason: str) -> None:

@@ -127,13 +127,28 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a backend is told of the compute environment that it serves."""
+    """What a backend is told of the compute environment that it serves.
+
+    `hosts`: those that were registered one by one (`Kernel.register_host`), with the settings of each.
+    """
 
     name: str
     managed: bool
     min_vcpus_milli: int
     max_vcpus_milli: int
     options: Mapping[str, Any]
+    hosts: Mapping[str, Mapping[str, Any]] = {}
+
+
+class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backend knows of a host just now, beyond what it has reported: nothing of it is kept.
+
+    `last_contact_ms`: when it was last heard of (None: never). `load`: processes that run or wait to, on average over
+    the last minute (None: not known).
+    """
+
+    last_contact_ms: int | None = None
+    load: float | None = None
 
 
 class BackendContext(Protocol):
@@ -160,6 +175,15 @@ class BackendContext(Protocol):
 
     def host_down(self, host: str, reason: str) -> None:
         """A host is gone for good; every attempt on it that has not exited counts as lost."""
+
+    def host_paused(self, host: str, reason: str | None) -> None:
+        """A host that is up takes no attempts for now, and why (None: it does again). What runs there goes on.
+
+        A host of which nothing is known yet is reported up with 0 vCPUs, and paused.
+        """
+
+    def is_kept(self, job_id: str) -> bool:
+        """Whether the kernel knows this job. What a host has of one that it does not know may be removed."""
 
     def started(self, job_id: str, number: int, indexes: Sequence[int], at_ms: Sequence[int] | None = None) -> None:
         """These attempts run. `at_ms`: when each began (epoch milliseconds; None: now)."""
@@ -207,8 +231,11 @@ class BackendContext(Protocol):
         this. For the rest `stop` is called.
         """
 
-    def unknown(self, job_id: str, number: int, indexes: Sequence[int]) -> None:
-        """These attempts were not found just now. Never a reason to run them again by itself."""
+    def unknown(self, job_id: str, number: int, indexes: Sequence[int], *, for_ms: int | None = None) -> None:
+        """These attempts were not found just now. Never a reason to run them again by itself.
+
+        Without other news they count as lost after `for_ms` (None: the kernel's own bound, a minute).
+        """
 
     def failed(self, reason: str) -> None:
         """The environment cannot work; it turns INVALID with this reason until it is updated.
@@ -226,6 +253,9 @@ class Backend(Protocol):
 
     `Options` is a msgspec Struct that checks the environment's `options` when it is created or updated;
     what it does not know is refused (`forbid_unknown_fields=True`).
+
+    What a backend may have besides: `HostOptions`, such a Struct for hosts that are registered one by one; and
+    the methods of `WithHosts` and of `Forgets`.
     """
 
     api_version: ClassVar[int]
@@ -277,6 +307,25 @@ class Backend(Protocol):
 
         Where `BackendContext.durable` is False nobody will come back, and they end. Also called after a `start`
         that failed, or was never made.
+        """
+
+
+@runtime_checkable
+class WithHosts(Protocol):
+    """A backend that can say more of its hosts."""
+
+    def host_status(self) -> Mapping[str, HostStatus]:
+        """What it knows of each host now. It waits for nothing."""
+
+
+@runtime_checkable
+class Forgets(Protocol):
+    """A backend that keeps things of jobs elsewhere than below `state_dir` and `logs_dir`."""
+
+    async def forget(self, job_ids: Sequence[str]) -> None:
+        """These jobs are gone for good: remove what is kept of them. What cannot be reached now may be left for later.
+
+        `BackendContext.is_kept` tells of what is found later.
         """
 
 

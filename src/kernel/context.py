@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec, Protocol, cast
 
 from .backend import AttemptKey, Capacity, EnvironmentSettings
-from .core.inputs import Ended, EnvironmentFailed, Found, HostDown, HostUp, Started, Unknown
+from .core.inputs import Ended, EnvironmentFailed, Found, HostDown, HostPaused, HostUp, Started, Unknown
 from .core.model import ExitKind
 
 if TYPE_CHECKING:
@@ -126,6 +126,14 @@ class Context:
         self._runtime.report(down)
 
     @_checked
+    def host_paused(self, host: str, reason: str | None) -> None:
+        text = None if reason is None else kept_text(reason)
+        self._runtime.report(HostPaused(environment=self.settings.name, host=kept_text(host), reason=text))
+
+    def is_kept(self, job_id: str) -> bool:
+        return job_id in self._runtime.state.ids
+
+    @_checked
     def started(self, job_id: str, number: int, indexes: Sequence[int], at_ms: Sequence[int] | None = None) -> None:
         serial = self._job(job_id, number, indexes, None, at_ms)
         if serial is not None:
@@ -209,10 +217,14 @@ class Context:
         self._runtime.when_handled(lambda error: self._driver.stop_strays(keys) if error is None else None)
 
     @_checked
-    def unknown(self, job_id: str, number: int, indexes: Sequence[int]) -> None:
+    def unknown(self, job_id: str, number: int, indexes: Sequence[int], *, for_ms: int | None = None) -> None:
         serial = self._job(job_id, number, indexes)
+        if for_ms is not None and (type(for_ms) is not int or for_ms < 0):
+            raise ValueError(f"for_ms {for_ms!r}")
         if serial is not None:
-            self._runtime.report(Unknown(environment=self.settings.name, job=serial, number=number, indexes=indexes))
+            self._runtime.report(
+                Unknown(environment=self.settings.name, job=serial, number=number, indexes=indexes, for_ms=for_ms)
+            )
 
     @_checked
     def failed(self, reason: str) -> None:

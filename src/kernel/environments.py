@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from .backend import AttemptKey, AttemptSpec, Backend, EnvironmentSettings, Launch
+from .backend import AttemptKey, AttemptSpec, Backend, EnvironmentSettings, Forgets, HostStatus, Launch, WithHosts
 from .context import REASON_CHARS_MAX, Context, kept_text
 from .core.effects import LaunchAttempts, StopAttempts
 from .core.errors import AnyBatchError, BackendError
@@ -40,6 +40,8 @@ STOP_S_MAX: Final = 60.0
 """For a backend to take a batch of stops."""
 CLOSE_S_MAX: Final = 60.0
 """For a backend to let go."""
+FORGET_S_MAX: Final = 60.0
+"""For a backend to remove what it keeps of forgotten jobs."""
 FINISH_S_MAX: Final = 10.0
 """For a call that a backend is busy with when the kernel closes."""
 
@@ -64,6 +66,7 @@ class Driver:
         self._scope: anyio.CancelScope | None = None
         self._specs: dict[int, AttemptSpec] = {}
         self._strays: list[AttemptKey] = []
+        self._forgotten: list[str] = []
 
     # -- what the runtime asks for ------------------------------------------------------------------
 
@@ -78,6 +81,24 @@ class Driver:
         if strays:
             self._strays += strays
             self._wake.set()
+
+    def forget(self, job_ids: Sequence[str]) -> None:
+        """What the backend keeps of these jobs may go."""
+        backend: object = self.backend
+        if isinstance(backend, Forgets):
+            self._forgotten += job_ids
+            self._wake.set()
+
+    def host_status(self) -> Mapping[str, HostStatus]:
+        """What the backend knows of its hosts now, as far as it can say."""
+        backend: object = self.backend
+        if not isinstance(backend, WithHosts):
+            return {}
+        try:
+            return dict(backend.host_status())
+        except Exception as e:
+            log.warning("host_status_failed", environment=self.name, error=repr(e))
+            return {}
 
     def _is_live(self, key: AttemptKey) -> bool:
         state = self._runtime.state
@@ -111,12 +132,13 @@ class Driver:
                     self._restart = False
                     await self._start()
                     self.settled.set()
-                if not self._todo and not self._strays and not self._restart and not self._stop:
+                if not (self._todo or self._strays or self._forgotten or self._restart or self._stop):
                     self._wake.clear()
                     await self._wake.wait()
                 strays, self._strays = self._strays, []
                 await self._end(strays)
                 await self._drain()
+                await self._forget()
         finally:
             with anyio.CancelScope(shield=True):
                 await self._close()
@@ -133,6 +155,7 @@ class Driver:
             min_vcpus_milli=body.min_vcpus_milli,
             max_vcpus_milli=body.max_vcpus_milli,
             options=body.options,
+            hosts={name: dict(settings) for name, settings in row.registered.items()},
         )
         context = Context(self, settings, self._runtime, self._runtime_dir)
         if self.backend is None or row.status is not ResourceStatus.VALID:
@@ -240,6 +263,16 @@ class Driver:
             await self._bounded(self.backend.stop(keys, DEFAULT_GRACE_MS), STOP_S_MAX)
         except Exception as e:
             self._fail("could not stop attempts", e)
+
+    async def _forget(self) -> None:
+        """Have the backend remove what is forgotten; what that fails for costs space, and nothing else."""
+        job_ids, self._forgotten = self._forgotten, []
+        backend: object = self.backend
+        if job_ids and isinstance(backend, Forgets):
+            try:
+                await self._bounded(backend.forget(job_ids), FORGET_S_MAX)
+            except Exception as e:
+                log.warning("jobs_not_forgotten", environment=self.name, jobs=len(job_ids), error=repr(e))
 
     async def _close(self) -> None:
         backend, self.backend = self.backend, None
@@ -377,6 +410,13 @@ class Drivers:
 
     def forget(self, job_ids: Sequence[str]) -> None:
         self._cleaner.forget(job_ids)
+        for driver in self._drivers.values():
+            driver.forget(job_ids)
+
+    def host_status(self, name: str) -> Mapping[str, HostStatus]:
+        """What an environment's backend knows of its hosts now."""
+        driver = self._drivers.get(name)
+        return driver.host_status() if driver is not None else {}
 
     def __getitem__(self, name: str) -> Driver:
         return self._drivers[name]

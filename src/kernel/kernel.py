@@ -30,6 +30,7 @@ from .core.model import (
 )
 from .core.states import JobStatus
 from .environments import CLOSE_S_MAX, FINISH_S_MAX, Driver, Drivers
+from .host_calls import HostCalls
 from .identifiers import IdSource, RandomIds
 from .job_calls import JobCalls
 from .journal import FileJournal, Journal, JournalLoss, MemoryJournal
@@ -82,7 +83,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
         return self
 
 
-class Kernel(JobCalls, ResourceCalls):
+class Kernel(JobCalls, ResourceCalls, HostCalls):
     """A batch engine inside your event loop (asyncio).
 
     `path` names the journal's file, made if it is not there; without one the journal is in memory and the

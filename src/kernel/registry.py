@@ -78,6 +78,10 @@ class BackendRegistry:
             raise PluginError(f"backend {name!r} cannot be made: {type(e).__name__}: {e}") from e
         return options
 
+    def host_options(self, name: str) -> type[msgspec.Struct] | None:
+        """The type that checks the settings of a registered host; None: the backend takes no such hosts."""
+        return getattr(self._find(name), "HostOptions", None)
+
     def make(self, name: str, environment: str) -> Backend:
         """A backend for an environment.
 

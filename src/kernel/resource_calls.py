@@ -291,7 +291,11 @@ class ResourceCalls(Calls):
         request = CreateEnvironment(name=args.text("name", name), body=body, exist_ok=args.flag("exist_ok", exist_ok))
         await self._open.request(request)
         await self._drivers.settle(name)
-        return environment_detail(self._open.state, get_environment(self._open.state, name))
+        return self._environment(name)
+
+    def _environment(self, name: str) -> EnvironmentDetail:
+        state = self._open.state
+        return environment_detail(state, get_environment(state, name), self._drivers.host_status(name))
 
     async def update_compute_environment(
         self,
@@ -322,7 +326,7 @@ class ResourceCalls(Calls):
         )
         await self._open.request(request)
         await self._drivers.settle(name)
-        return environment_detail(self._open.state, get_environment(self._open.state, name))
+        return self._environment(name)
 
     async def delete_compute_environment(self, name: str) -> None:
         """Delete a DISABLED environment that no queue names and nothing runs on (CE-16)."""
@@ -332,4 +336,4 @@ class ResourceCalls(Calls):
         """All environments with their hosts, or those named (in that order)."""
         state = self._open.state
         chosen = sorted(state.environments) if names is None else args.names("names", names)
-        return [environment_detail(state, get_environment(state, name)) for name in chosen]
+        return [self._environment(name) for name in chosen]

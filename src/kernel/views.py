@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Any, Final
 
 from msgspec import Struct
 
+from .backend import HostStatus
 from .core.children import NO_CODE
 from .core.errors import JobFailed
 from .core.model import (
@@ -132,8 +134,24 @@ class JobSummary(Struct, frozen=True, kw_only=True):
     """Where it stands in lists: what `list_jobs(after=...)` takes."""
 
 
+class HostState(StrEnum):
+    """Whether a host takes attempts."""
+
+    ACTIVE = "ACTIVE"
+    DRAINING = "DRAINING"
+    """It was drained, and still runs what it had."""
+    DRAINED = "DRAINED"
+    UNAVAILABLE = "UNAVAILABLE"
+    """Its backend keeps it from taking any for now: it cannot be reached, or it keeps failing."""
+
+
 class HostDetail(Struct, frozen=True, kw_only=True):
-    """A host of an environment, with what is free on it. `memory_mib` None: memory is not counted."""
+    """A host of an environment, with what is free on it. `memory_mib` None: memory is not counted.
+
+    `state_reason` says why it takes no attempts (None: it does). `attempts` counts those on it. `last_contact` and
+    `load` (the average over a minute of processes that run or wait to) are what its backend knows now, if it does.
+    `is_registered`: it was added by `register_host`.
+    """
 
     name: str
     zone: str | None
@@ -144,6 +162,11 @@ class HostDetail(Struct, frozen=True, kw_only=True):
     gpus: tuple[int, ...]
     free_gpus: tuple[int, ...]
     attempts: int
+    state: HostState = HostState.ACTIVE
+    state_reason: str | None = None
+    is_registered: bool = False
+    last_contact: datetime | None = None
+    load: float | None = None
 
 
 class EnvironmentDetail(Struct, frozen=True, kw_only=True):
@@ -364,9 +387,12 @@ def job_summary(job: JobRow, index: int | None) -> JobSummary:
     )
 
 
-def environment_detail(state: KernelState, row: EnvironmentRow) -> EnvironmentDetail:
-    """An environment with its hosts."""
-    body = row.body
+def environment_detail(
+    state: KernelState, row: EnvironmentRow, now: Mapping[str, HostStatus] | None = None
+) -> EnvironmentDetail:
+    """An environment with its hosts, and what its backend knows of them now."""
+    body, known = row.body, now or {}
+    hosts = [state.hosts[serial] for serial in row.hosts.values()]
     return EnvironmentDetail(
         name=row.name,
         backend=body.backend,
@@ -379,12 +405,21 @@ def environment_detail(state: KernelState, row: EnvironmentRow) -> EnvironmentDe
         options=body.options,
         tags=body.tags,
         metadata=body.metadata,
-        hosts=tuple(_host_detail(state.hosts[serial]) for serial in row.hosts.values()),
+        hosts=tuple(host_detail(state, host, known.get(host.name)) for host in hosts),
         created_at=to_datetime(row.created_ms),
     )
 
 
-def _host_detail(host: HostRow) -> HostDetail:
+def host_detail(state: KernelState, host: HostRow, now: HostStatus | None = None) -> HostDetail:
+    """A host, and what its backend knows of it now."""
+    row, attempts = state.environments[host.environment], sum(host.load.values())
+    drained = row.drained.get(host.name)
+    status = HostState.ACTIVE
+    if drained is not None:
+        status = HostState.DRAINING if attempts else HostState.DRAINED
+    elif host.paused is not None:
+        status = HostState.UNAVAILABLE
+    last_ms = now.last_contact_ms if now is not None else None
     return HostDetail(
         name=host.name,
         zone=host.zone,
@@ -394,7 +429,12 @@ def _host_detail(host: HostRow) -> HostDetail:
         free_memory_mib=None if host.memory_mib is None else host.free_memory_mib,
         gpus=host.gpus,
         free_gpus=tuple(host.free_gpus),
-        attempts=sum(host.load.values()),
+        attempts=attempts,
+        state=status,
+        state_reason=host.paused if drained is None else drained,
+        is_registered=host.name in row.registered,
+        last_contact=None if last_ms is None else to_datetime(last_ms),
+        load=now.load if now is not None else None,
     )
 
 

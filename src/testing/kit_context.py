@@ -97,6 +97,10 @@ class RecordingContext:
         self.durable = durable
         self.hold_durable = False
         self.hosts: dict[str, Capacity] = {}
+        self.paused: dict[str, str] = {}
+        """Hosts that take no attempts for now, with the reason."""
+        self.forgotten: set[str] = set()
+        """Ids of jobs that the kernel is to know nothing of."""
         self.strangers: dict[AttemptKey, str] = {}
         """Attempts that were found, and where."""
         self.failures: list[str] = []
@@ -195,6 +199,19 @@ class RecordingContext:
         self.hosts.pop(host, None)
         self._news.set()
 
+    def host_paused(self, host: str, reason: str | None) -> None:
+        self._check("host_paused")
+        self._check_text("host_paused", reason)
+        if host not in self.hosts:
+            self._fault(WELL_FORMED, f"host_paused: {host!r}, which is no host that was reported up")
+        self.paused.pop(host, None)
+        if reason is not None:
+            self.paused[host] = reason
+        self._news.set()
+
+    def is_kept(self, job_id: str) -> bool:
+        return job_id not in self.forgotten
+
     def started(self, job_id: str, number: int, indexes: Sequence[int], at_ms: Sequence[int] | None = None) -> None:
         self._check("started", job_id, number, indexes)
         times: Sequence[int | None] = [None] * len(indexes) if at_ms is None else at_ms
@@ -267,7 +284,7 @@ class RecordingContext:
         self.strangers.update({AttemptKey(job_id, index, number): host for index in indexes})
         self._news.set()
 
-    def unknown(self, job_id: str, number: int, indexes: Sequence[int]) -> None:
+    def unknown(self, job_id: str, number: int, indexes: Sequence[int], *, for_ms: int | None = None) -> None:
         self._check(UNKNOWN, job_id, number, indexes)
         now = self.clock.now_ms()
         self.seen += [Seen(UNKNOWN, AttemptKey(job_id, index, number), now) for index in indexes]

@@ -406,6 +406,15 @@ def test_looking_changes_nothing(rig: Rig) -> None:
         reasons(rig, job)
 
 
+def test_work_whose_hosts_take_no_attempts_says_why(rig: Rig) -> None:
+    job = rig.submit()
+    rig.do(ask.HostPaused(environment="env", host="host", reason="it cannot be reached"))
+    told = "no host of environment 'env' that could run it takes attempts: host 'host'"
+    assert reasons(rig, job) == [(Code.HOST_UNAVAILABLE, f"{told} takes none for now: it cannot be reached")]
+    rig.do(ask.DrainHost(environment="env", host="host", reason="new disks"))
+    assert reasons(rig, job) == [(Code.HOST_DRAINED, f"{told} is drained: new disks")]
+
+
 def test_every_code_is_told_by_a_test_here() -> None:
     text = Path(__file__).read_text()
     assert [code for code in Code if f"Code.{code.name}" not in text] == []

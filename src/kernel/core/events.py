@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from msgspec import Struct
 
@@ -244,6 +245,42 @@ class HostsListed(Event, frozen=True, array_like=True, tag=29):
     environment: str
 
 
+class HostRegistered(Event, frozen=True, array_like=True, tag=60):
+    """A host was added to an unmanaged environment, or told of anew; its drain, if any, is over."""
+
+    environment: str
+    host: str
+    settings: dict[str, Any]
+    principal: str | None
+    request_id: str | None
+
+
+class HostDrained(Event, frozen=True, array_like=True, tag=61):
+    """A host takes no more attempts, for this reason (None: it does again)."""
+
+    environment: str
+    host: str
+    reason: str | None
+    principal: str | None
+    request_id: str | None
+
+
+class HostDeregistered(Event, frozen=True, array_like=True, tag=62):
+    """A registered host was taken away."""
+
+    environment: str
+    host: str
+    principal: str | None
+    request_id: str | None
+
+
+class HostHeld(Event, frozen=True, array_like=True, tag=63):
+    """A host takes no attempts for now, as its backend says (`reason` None: it does again)."""
+
+    serial: int
+    reason: str | None
+
+
 class ForgottenJob(Struct, frozen=True, array_like=True):
     """What is left of a job: enough to tell what earlier events are about."""
 
@@ -285,6 +322,10 @@ AnyEvent = (
     | HostLeft
     | HostsListed
     | TagsPut
+    | HostRegistered
+    | HostDrained
+    | HostDeregistered
+    | HostHeld
 )
 
 

@@ -18,8 +18,12 @@ from .events import (
     EnvironmentDeleted,
     EnvironmentPut,
     EnvironmentStatusChanged,
+    HostDeregistered,
+    HostDrained,
+    HostHeld,
     HostJoined,
     HostLeft,
+    HostRegistered,
     HostsListed,
     JobsForgotten,
     JobSubmitted,
@@ -34,6 +38,7 @@ from .events import (
     WorkHeld,
     WorkReleased,
 )
+from .hosts import apply_host_event, close_or_open
 from .model import DependencyType, FailureClass, QueueBody, ResourceStatus, StopKind
 from .retention import expect, forget, let_go, refer
 from .state import (
@@ -112,6 +117,8 @@ def evolve(state: KernelState, event: AnyEvent, at_ms: int) -> None:
             put_tags(state, event)
         case HostJoined():
             _host_joined(state, event)
+        case HostRegistered() | HostDrained() | HostDeregistered() | HostHeld():
+            apply_host_event(state, event)
         case HostLeft(serial=serial):
             host = state.hosts[serial]
             state.unrank_host(host)
@@ -492,7 +499,7 @@ def _host_joined(state: KernelState, event: HostJoined) -> None:
     host.free_memory_mib = memory - used_memory
     host.free_gpus = sorted(set(event.gpus) - used_gpus)
     host.free_vcpus_milli = event.vcpus_milli - used_vcpus
-    state.rank_host(host)
+    close_or_open(state, host)
 
 
 def _devices_on(job: JobRow, host: HostRow) -> Iterator[int]:

@@ -13,6 +13,7 @@ from typing import Final
 from msgspec import Struct
 
 from .children import NO_CODE
+from .hosts import why_closed
 from .model import TEXT_ATTEMPT_ENDED, DependencyType, ResourceState, ResourceStatus, Shape
 from .placement import Held, could_fit, reservations
 from .state import MEMORY_UNCOUNTED, EnvironmentRow, HostRow, JobRow, KernelState, QueueRow
@@ -40,6 +41,8 @@ class Code(StrEnum):
     ENVIRONMENT_DISABLED = "ENVIRONMENT_DISABLED"
     ENVIRONMENT_STARTING = "ENVIRONMENT_STARTING"
     NO_HOST = "NO_HOST"
+    HOST_DRAINED = "HOST_DRAINED"
+    HOST_UNAVAILABLE = "HOST_UNAVAILABLE"
     NO_CAPACITY = "NO_CAPACITY"
     HOST_RESERVED = "HOST_RESERVED"
     BEHIND_OTHERS = "BEHIND_OTHERS"
@@ -178,8 +181,8 @@ def _runnable(state: KernelState, job: JobRow, index: int, *, placing: bool) -> 
 
 
 _ORDER: Final = (
-    Code.HOST_RESERVED, Code.NO_CAPACITY, Code.ENVIRONMENT_STARTING, Code.NO_HOST, Code.ENVIRONMENT_DISABLED,
-    Code.ENVIRONMENT_INVALID, Code.NEVER_FITS,
+    Code.HOST_RESERVED, Code.NO_CAPACITY, Code.ENVIRONMENT_STARTING, Code.NO_HOST, Code.HOST_UNAVAILABLE,
+    Code.HOST_DRAINED, Code.ENVIRONMENT_DISABLED, Code.ENVIRONMENT_INVALID, Code.NEVER_FITS,
 )  # fmt: skip
 _BUSY: Final = (Code.NEXT, Code.HOST_RESERVED, Code.NO_CAPACITY)
 """What an environment has to say that could run the attempt, now or later."""
@@ -206,17 +209,36 @@ def _environment(state: KernelState, queue: QueueRow, name: str, shape: Shape, h
     if row.body.state is not ResourceState.ENABLED:
         return Reason(Code.ENVIRONMENT_DISABLED, f"environment {name!r} is DISABLED")
     hosts = [state.hosts[serial] for serial in row.hosts.values()]
-    if hosts and not any(could_fit(host, shape) for host in hosts):
+    if hosts and not any(could_fit(host, shape) or _is_unmeasured(host) for host in hosts):
         return Reason(Code.NEVER_FITS, _too_large(row, hosts, shape))
     if row.status is not ResourceStatus.VALID or not row.listed:
         text = f"environment {name!r} is {row.status}: its backend has not said yet what it holds"
         return Reason(Code.ENVIRONMENT_STARTING, text)
     if not hosts:
         return Reason(Code.NO_HOST, f"environment {name!r} has no host")
-    return _room(row, [host for host in hosts if could_fit(host, shape)], shape, held)
+    closed = [host for host in hosts if host.closed and (could_fit(host, shape) or _is_unmeasured(host))]
+    usable = [host for host in hosts if not host.closed and could_fit(host, shape)]
+    return _room(row, usable, shape, held, _closed(row, closed)) if usable else _all_closed(row, closed)
 
 
-def _room(row: EnvironmentRow, hosts: list[HostRow], shape: Shape, held: Held) -> Reason:
+def _is_unmeasured(host: HostRow) -> bool:
+    """Whether its capacity is not known yet: its backend has not reached it."""
+    return host.closed and not host.vcpus_milli
+
+
+def _closed(row: EnvironmentRow, hosts: list[HostRow]) -> str:
+    """Why hosts take no attempts, in words; "" for no hosts."""
+    named = "; ".join(why_closed(row, host) for host in hosts[:NAMED_MAX])
+    return named + (f"; and {len(hosts) - NAMED_MAX} more" if len(hosts) > NAMED_MAX else "")
+
+
+def _all_closed(row: EnvironmentRow, hosts: list[HostRow]) -> Reason:
+    drained = all(host.name in row.drained for host in hosts)
+    text = f"no host of environment {row.name!r} that could run it takes attempts: {_closed(row, hosts)}"
+    return Reason(Code.HOST_DRAINED if drained else Code.HOST_UNAVAILABLE, text)
+
+
+def _room(row: EnvironmentRow, hosts: list[HostRow], shape: Shape, held: Held, closed: str) -> Reason:
     free = [host for host in hosts if host.fits(shape, 1)]
     if free:
         for host in free:
@@ -228,7 +250,7 @@ def _room(row: EnvironmentRow, hosts: list[HostRow], shape: Shape, held: Held) -
     best = max(hosts, key=lambda host: (host.free_vcpus_milli, host.free_memory_mib, len(host.free_gpus)))
     where = "" if len(row.hosts) == 1 else f" on its freest host {best.name!r}"
     there = f"environment {row.name!r} has {offers(best)}, of which {frees(best)} are free{where}"
-    return Reason(Code.NO_CAPACITY, f"needs {needs(shape)}; {there}")
+    return Reason(Code.NO_CAPACITY, f"needs {needs(shape)}; {there}" + (f"; {closed}" if closed else ""))
 
 
 def _too_large(row: EnvironmentRow, hosts: list[HostRow], shape: Shape) -> str:

@@ -121,6 +121,30 @@ class UpdateEnvironment(Request, frozen=True, kw_only=True):
     metadata: dict[str, Any] | None = None
 
 
+class RegisterHost(Request, frozen=True, kw_only=True):
+    """Add a host to an unmanaged environment; `settings` are what its backend is told of it."""
+
+    environment: str
+    host: str
+    settings: dict[str, Any]
+
+
+class DrainHost(Request, frozen=True, kw_only=True):
+    """A host takes no more attempts (`reason` None: it does again)."""
+
+    environment: str
+    host: str
+    reason: str | None
+
+
+class DeregisterHost(Request, frozen=True, kw_only=True):
+    """Take a registered host away; `force`: also with attempts on it."""
+
+    environment: str
+    host: str
+    force: bool = False
+
+
 class DeleteEnvironment(Request, frozen=True, kw_only=True):
     """Delete a DISABLED environment that no queue names."""
 
@@ -164,6 +188,13 @@ class HostDown(Report, frozen=True, kw_only=True):
 
     host: str
     reason: str
+
+
+class HostPaused(Report, frozen=True, kw_only=True):
+    """A host takes no attempts for now (`reason` None: it does again)."""
+
+    host: str
+    reason: str | None
 
 
 class AllListed(Report, frozen=True, kw_only=True):
@@ -210,11 +241,12 @@ class Found(Report, frozen=True, kw_only=True):
 
 
 class Unknown(Report, frozen=True, kw_only=True):
-    """Attempts were not found just now."""
+    """Attempts were not found just now. `for_ms`: how long they may stay so (None: UNKNOWN_MS_MAX)."""
 
     job: int
     number: int
     indexes: Sequence[int]
+    for_ms: int | None = None
 
 
 class Plan(Input, frozen=True, kw_only=True):

@@ -121,7 +121,10 @@ def _check_hosts(state: KernelState) -> None:
         _require(host.free_gpus == sorted(set(host.gpus) - set(devices)), "free GPUs are what is not taken", host.name)
         ranked = [entry for entry in state.environments[host.environment].by_free if entry[-1] == host.serial]
         place = (host.free_vcpus_milli, host.free_memory_mib, len(host.free_gpus), host.serial)
-        _require(ranked == [place], "a host is ranked once", host.name, ranked)
+        expected = [] if host.closed else [place]
+        _require(ranked == expected, "a host is ranked once, a closed one never", host.name, ranked)
+        drained = host.name in state.environments[host.environment].drained
+        _require(host.closed == (drained or host.paused is not None), "what is drained or paused is closed", host.name)
 
 
 def _check_names(state: KernelState) -> None:

@@ -17,6 +17,7 @@ from .effects import Effect
 from .events import AnyEvent, CancelRequested, KernelOpened, StopRequested, run_fields
 from .evolve import evolve, is_armed
 from .follow import follow
+from .hosts import decide_deregister_host, decide_drain_host, decide_host_paused, decide_register_host
 from .inputs import (
     AllListed,
     ChangeTags,
@@ -25,15 +26,19 @@ from .inputs import (
     DeleteEnvironment,
     DeleteQueue,
     DeregisterDefinition,
+    DeregisterHost,
+    DrainHost,
     Ended,
     EnvironmentFailed,
     Found,
     HostDown,
+    HostPaused,
     HostUp,
     Input,
     OpenKernel,
     Plan,
     RegisterDefinition,
+    RegisterHost,
     Started,
     StopJob,
     StopRunning,
@@ -162,6 +167,14 @@ def _decide_rest(state: KernelState, item: Input) -> Iterable[AnyEvent]:
             return decide_host_up(state, item)
         case HostDown():
             return decide_host_down(state, item)
+        case HostPaused():
+            return decide_host_paused(state, item)
+        case RegisterHost():
+            return decide_register_host(state, item)
+        case DrainHost():
+            return decide_drain_host(state, item)
+        case DeregisterHost():
+            return decide_deregister_host(state, item)
         case AllListed():
             return decide_all_listed(state, item)
         case EnvironmentFailed():

@@ -70,7 +70,7 @@ def _hold(state: KernelState, lane: Lane, environments: Sequence[EnvironmentRow]
     if state.now_ms - job.waiting_since_ms < PASSED_MS_MAX:
         return
     hosts = [state.hosts[serial] for environment in environments for serial in environment.hosts.values()]
-    fitting = [host for host in hosts if host.serial not in held and could_fit(host, job.shape)]
+    fitting = [host for host in hosts if not host.closed and host.serial not in held and could_fit(host, job.shape)]
     if fitting:
         held[min(fitting, key=lambda host: _distance(host, job.shape)).serial] = job
 

@@ -23,7 +23,11 @@ from .events import (
     EnvironmentDeleted,
     EnvironmentPut,
     EnvironmentStatusChanged,
+    HostDeregistered,
+    HostDrained,
+    HostHeld,
     HostJoined,
+    HostRegistered,
     HostsListed,
     JobsForgotten,
     ParentEnded,
@@ -58,6 +62,11 @@ def react(state: KernelState, event: AnyEvent) -> Iterator[Effect]:
         case EnvironmentPut():
             if event.restart:
                 yield StartEnvironment(event.name)
+            yield WANT_PLAN
+        case HostRegistered() | HostDeregistered():
+            yield StartEnvironment(event.environment)
+            yield WANT_PLAN
+        case HostDrained() | HostHeld():
             yield WANT_PLAN
         case EnvironmentDeleted():
             yield CloseEnvironment(event.name)

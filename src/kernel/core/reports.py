@@ -218,15 +218,16 @@ def decide_found(state: KernelState, report: Found) -> Iterator[AnyEvent]:
 
 
 def note_unknown(state: KernelState, report: Unknown) -> None:
-    """Attempts were not found just now: from `UNKNOWN_MS_MAX` on, without other news, they count as lost.
+    """Attempts were not found just now: from `for_ms` on, without other news, they count as lost.
 
     Not an event: a reopened kernel asks its backends again.
     """
     job = state.jobs.get(report.job)
+    until_ms = state.now_ms + (UNKNOWN_MS_MAX if report.for_ms is None else report.for_ms)
     if job is not None:
         for i in report.indexes:
             if job.children.number[i] == report.number and job.children.status[i] in (STARTING, RUNNING):
-                state.unknown.setdefault((job.serial, i, report.number), state.now_ms + UNKNOWN_MS_MAX)
+                state.unknown.setdefault((job.serial, i, report.number), until_ms)
 
 
 # -- hosts and environments -------------------------------------------------------------------------
@@ -251,10 +252,11 @@ def decide_host_down(state: KernelState, report: HostDown) -> Iterator[AnyEvent]
     environment = state.environments.get(report.environment)
     serial = environment.hosts.get(report.host) if environment is not None else None
     if serial is not None:
-        yield from _remove_host(state, state.hosts[serial], report.reason)
+        yield from remove_host(state, state.hosts[serial], report.reason)
 
 
-def _remove_host(state: KernelState, host: HostRow, reason: str) -> Iterator[AnyEvent]:
+def remove_host(state: KernelState, host: HostRow, reason: str) -> Iterator[AnyEvent]:
+    """A host is gone, with its attempts."""
     for job_serial in sorted(host.load):
         job = state.jobs[job_serial]
         yield from lose(state, job, [i for i in job.live() if job.children.hosts()[i] == host.serial], reason)
@@ -281,7 +283,7 @@ def decide_all_listed(state: KernelState, report: AllListed) -> Iterator[AnyEven
         return
     for name, serial in list(environment.hosts.items()):
         if name not in report.hosts:
-            yield from _remove_host(state, state.hosts[serial], "the host was not there when the kernel opened again")
+            yield from remove_host(state, state.hosts[serial], "the host was not there when the kernel opened again")
     if environment.status is not ResourceStatus.VALID:
         yield EnvironmentStatusChanged(environment.name, ResourceStatus.VALID, "ComputeEnvironment Healthy")
     if not environment.listed:

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from .children import Cause, Children, History
 from .evolve import arm_timeouts, link
+from .hosts import close_or_open
 from .model import (
     DefinitionBody,
     Dependency,
@@ -106,6 +107,7 @@ class _Host(Struct, array_like=True):
     lookahead: int = 0
     recent_us: int = LOOKAHEAD_US + 1
     ahead: list[tuple[int, int]] = []
+    paused: str | None = None
 
 
 class _Environment(Struct, array_like=True):
@@ -115,6 +117,8 @@ class _Environment(Struct, array_like=True):
     status: ResourceStatus
     status_reason: str
     listed: bool
+    registered: dict[str, dict[str, Any]] = {}
+    drained: dict[str, str] = {}
 
 
 class _Definition(Struct, array_like=True):
@@ -162,7 +166,16 @@ def encode(state: KernelState) -> bytes:
                 for name, row in sorted(state.queues.items())
             ],
             [
-                _Environment(name, row.body, row.created_ms, row.status, row.status_reason, row.listed)
+                _Environment(
+                    name,
+                    row.body,
+                    row.created_ms,
+                    row.status,
+                    row.status_reason,
+                    row.listed,
+                    row.registered,
+                    row.drained,
+                )
                 for name, row in sorted(state.environments.items())
             ],
             [
@@ -177,6 +190,7 @@ def encode(state: KernelState) -> bytes:
                     row.lookahead,
                     row.recent_us,
                     sorted(key for key, host in state.ahead.items() if host == serial) if row.ahead else [],
+                    row.paused,
                 )
                 for serial, row in sorted(state.hosts.items())
             ],
@@ -235,6 +249,7 @@ def decode(data: bytes, quotas: Quotas) -> KernelState:
     for e in kept.environments:
         environment = state.environments[e.name] = EnvironmentRow(e.name, e.body, e.created_ms)
         environment.status, environment.status_reason, environment.listed = e.status, e.status_reason, e.listed
+        environment.registered, environment.drained = dict(e.registered), dict(e.drained)
     for q in kept.queues:
         state.queues[q.name] = QueueRow(q.name, q.body, q.created_ms)
         state.queues[q.name].status = q.status
@@ -242,6 +257,7 @@ def decode(data: bytes, quotas: Quotas) -> KernelState:
         host = state.hosts[h.serial] = HostRow(h.serial, h.environment, h.name)
         host.vcpus_milli, host.memory_mib, host.gpus, host.zone = h.vcpus_milli, h.memory_mib, h.gpus, h.zone
         host.lookahead, host.recent_us, host.ahead = h.lookahead, h.recent_us, len(h.ahead)
+        host.paused = h.paused
         state.ahead.update(((serial, index), h.serial) for serial, index in h.ahead)
         state.environments[h.environment].hosts[h.name] = h.serial
     for j in kept.jobs:
@@ -332,4 +348,4 @@ def _rank(state: KernelState, host: HostRow) -> None:
     host.free_memory_mib = (MEMORY_UNCOUNTED if host.memory_mib is None else host.memory_mib) - memory
     host.free_gpus = sorted(set(host.gpus) - taken)
     host.free_vcpus_milli = host.vcpus_milli - vcpus
-    state.rank_host(host)
+    close_or_open(state, host)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, insort
 from collections import deque
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from .children import Children
 from .model import (
@@ -164,8 +164,8 @@ class HostRow:
     """A host, with what is free on it."""
 
     __slots__ = (
-        "ahead", "environment", "free_gpus", "free_memory_mib", "free_vcpus_milli", "gpus", "load", "lookahead",
-        "memory_mib", "name", "rank", "recent_us", "serial", "vcpus_milli", "zone",
+        "ahead", "closed", "environment", "free_gpus", "free_memory_mib", "free_vcpus_milli", "gpus", "load",
+        "lookahead", "memory_mib", "name", "paused", "rank", "recent_us", "serial", "vcpus_milli", "zone",
     )  # fmt: skip
 
     def __init__(self, serial: int, environment: str, name: str) -> None:
@@ -176,6 +176,10 @@ class HostRow:
         self.memory_mib: int | None = None
         self.gpus: tuple[int, ...] = ()
         self.zone: str | None = None
+        self.paused: str | None = None
+        """Why it takes no attempts for now, as its backend says."""
+        self.closed = False
+        """Whether it takes no attempts: it is paused, or drained."""
         self.lookahead = 0
         """Attempts that it takes beyond its capacity, to begin with them as soon as there is room."""
         self.ahead = 0
@@ -217,7 +221,9 @@ class HostRow:
 class EnvironmentRow:
     """A compute environment and its hosts."""
 
-    __slots__ = ("body", "by_free", "created_ms", "hosts", "listed", "name", "status", "status_reason")
+    __slots__ = (
+        "body", "by_free", "created_ms", "drained", "hosts", "listed", "name", "registered", "status", "status_reason",
+    )  # fmt: skip
 
     def __init__(self, name: str, body: EnvironmentBody, created_ms: int) -> None:
         self.name = name
@@ -228,8 +234,12 @@ class EnvironmentRow:
         self.listed = False
         """Whether its hosts have told what they hold since the kernel opened."""
         self.hosts: dict[str, int] = {}
+        self.registered: dict[str, dict[str, Any]] = {}
+        """Hosts that were added one by one, with what the backend is told of each."""
+        self.drained: dict[str, str] = {}
+        """Names of hosts that are to take no attempts, with the reason."""
         self.by_free: list[tuple[int, int, int, int]] = []
-        """The ranks of its hosts, ascending: where best fit looks."""
+        """The ranks of those of its hosts that are not closed, ascending: where best fit looks."""
 
 
 class DefinitionRow:
@@ -298,7 +308,8 @@ class KernelState:
         """Give a host its place in its environment's order: what is free on it has changed."""
         self.unrank_host(host)
         host.rank = (host.free_vcpus_milli, host.free_memory_mib, len(host.free_gpus), host.serial)
-        insort(self.environments[host.environment].by_free, host.rank)
+        if not host.closed:
+            insort(self.environments[host.environment].by_free, host.rank)
 
     def unrank_host(self, host: HostRow) -> None:
         """Take a host out of its environment's order."""
