@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """The soak: many short jobs for many minutes on short retention, with an eye on what must not grow.
 
-    python campaigns/soak.py --minutes 5
+    python campaigns/soak.py --minutes 5 [--rate 50] [--trimmed]
 
 One kernel with a file journal and the process backend; single jobs, arrays, chains and failures come all the time, are
-read (describe, list, logs, events) and forgotten a few seconds after their end. Every few seconds the kernel's and the
-agent's memory, descriptors and threads, the journal's size and events, and the files beside it are sampled. A table
+read (describe, list, logs, events) and forgotten a few seconds after their end: `--rate` a second (0: as fast as they
+can be run; then as many are known as that happens to be, and resident memory follows the largest number so far). Every
+few seconds the kernel's and the agent's memory, descriptors and threads, the journal's size and events, and the files
+beside it are sampled; with `--trimmed` events are dropped after a minute, and the journal must stay flat too. A table
 goes to stderr as it grows, the figures with their slopes after the warm-up to stdout as JSON. The exit status is 1 if a
 figure that must stay flat has grown by more than its bound. Linux only: it reads /proc.
 """
@@ -26,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +38,12 @@ from anybatch import Kernel
 
 PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 RETAIN_S = 3.0
+RETAIN_EVENTS_S = 60.0
+"""With --trimmed."""
+RATE = 50.0
 UNFINISHED_MOST = 60
+SAMPLES_LEAST = 10
+"""However little time was given."""
 WARM_UP = 0.3
 """The share of the time before which figures may still rise."""
 
@@ -49,19 +57,20 @@ class Bound(NamedTuple):
 
 FLAT: dict[str, Bound] = {
     "rss_kib": Bound(0.05, 4 << 10),
+    "objects": Bound(0.05, 10_000),
     "descriptors": Bound(0.0, 8),
     "threads": Bound(0.0, 4),
     "tasks": Bound(0.0, 40),
     "known_jobs": Bound(0.25, 300),
     "agent_rss_kib": Bound(0.05, 2 << 10),
     "agent_descriptors": Bound(0.0, 8),
-    "wal_kib": Bound(0.25, 20 << 10),
+    "wal_kib": Bound(0.25, 8 << 10),
     "other_kib": Bound(0.25, 6 << 10),
     "other_files": Bound(0.25, 600),
 }
 """What must not grow, and how much is noise. (The write-ahead file keeps the size that it once needed.)"""
 GROWING = ("journal_kib", "journal_events")
-"""What grows as long as the journal keeps all events: told, and held to the same rule with --trimmed."""
+"""What grows as long as the journal keeps all events: told, and held to a bound with --trimmed."""
 TRIMMED = Bound(0.25, 24 << 10)
 
 
@@ -104,6 +113,7 @@ async def sample(kernel: Kernel, journal: Path, began: float) -> dict[str, float
         "jobs": JOBS.ended,
         "attempts": JOBS.attempts,
         "rss_kib": rss,
+        "objects": sys.getallocatedblocks(),
         "descriptors": descriptors,
         "threads": threads,
         "tasks": len(asyncio.all_tasks()),
@@ -129,21 +139,29 @@ class Jobs:
         self.under_way = 0
         self.ended = 0
         self.attempts = 0
+        self.late = 0
+        """Ended jobs that were forgotten before they could be looked at: this process was not given the time."""
         self.wrong: list[str] = []
 
 
 JOBS = Jobs()
 
 
-async def one_after_the_other(kernel: Kernel, rng: random.Random) -> None:
-    """Submit, with a bound on what is under way."""
+async def one_after_the_other(kernel: Kernel, args: argparse.Namespace) -> None:
+    """Submit at a rate (0: as fast as possible), with a bound on what is under way."""
+    rng, rate = random.Random(args.seed), args.rate
     running: set[asyncio.Task[None]] = set()
+    due = time.monotonic()
     try:
         for n in itertools.count():
+            if rate:
+                due += 1 / rate
+                await asyncio.sleep(max(due - time.monotonic(), 0))
+                due = max(due, time.monotonic() - 1)  # what could not be kept up with for longer is not caught up with
             while JOBS.under_way >= UNFINISHED_MOST:
                 await asyncio.sleep(0.005)
             JOBS.under_way += 1
-            task = asyncio.create_task(guarded(kernel, rng, n))
+            task = asyncio.create_task(guarded(kernel, rng, n, args.retain))
             running.add(task)
             task.add_done_callback(running.discard)
             await asyncio.sleep(0)
@@ -153,16 +171,16 @@ async def one_after_the_other(kernel: Kernel, rng: random.Random) -> None:
         await asyncio.gather(*running, return_exceptions=True)
 
 
-async def guarded(kernel: Kernel, rng: random.Random, n: int) -> None:
+async def guarded(kernel: Kernel, rng: random.Random, n: int, retain_s: float) -> None:
     try:
-        await one(kernel, rng, n)
+        await one(kernel, rng, n, retain_s)
     except (anybatch.AnyBatchError, AssertionError) as e:
         JOBS.wrong.append(f"job {n}: {e!r}")
     finally:
         JOBS.under_way -= 1
 
 
-async def one(kernel: Kernel, rng: random.Random, n: int) -> None:
+async def one(kernel: Kernel, rng: random.Random, n: int, retain_s: float) -> None:
     """One submit, its end, and a look at it."""
     echo = ["sh", "-c", "echo $AWS_BATCH_JOB_ID"]
     match rng.randrange(10):
@@ -188,7 +206,13 @@ async def one(kernel: Kernel, rng: random.Random, n: int) -> None:
     good = job.name.split("-")[0] not in ("fails", "stopped")
     assert (detail.status is anybatch.JobStatus.SUCCEEDED) is good, detail
     if job.name.startswith("job-"):
-        assert await job.read_logs() == f"{job.id}\n".encode()
+        try:
+            assert await job.read_logs() == f"{job.id}\n".encode()
+        except anybatch.NotFound:
+            assert detail.stopped_at is not None
+            since_s = (datetime.now(UTC) - detail.stopped_at).total_seconds()
+            assert since_s > retain_s, f"forgotten after {since_s:g} s"
+            JOBS.late += 1
     JOBS.ended += 1
 
 
@@ -203,15 +227,16 @@ async def soak(args: argparse.Namespace, folder: Path) -> list[dict[str, float]]
     journal = folder / "j.db"
     # The kernel's own log goes to stdout unless told otherwise.
     structlog.configure(logger_factory=structlog.WriteLoggerFactory(file=(folder / "kernel.log").open("a")))
-    async with Kernel(journal, runtime_dir=folder / "run", on_close="stop") as kernel:
+    keep_s = RETAIN_EVENTS_S if args.trimmed else 7 * 86_400.0
+    async with Kernel(journal, runtime_dir=folder / "run", on_close="stop", retain_events=keep_s) as kernel:
         await kernel.create_compute_environment("local", backend="process", max_vcpus=8)
         kept = {"retain_succeeded": args.retain, "retain_failed": args.retain}
         await kernel.create_job_queue("q", priority=1, compute_environments=["local"], **kept)
         began = time.monotonic()
         tasks = [asyncio.create_task(read_events(kernel))]
-        tasks.append(asyncio.create_task(one_after_the_other(kernel, random.Random(args.seed))))
+        tasks.append(asyncio.create_task(one_after_the_other(kernel, args)))
         try:
-            while time.monotonic() - began < args.minutes * 60:
+            while time.monotonic() - began < args.minutes * 60 or len(samples) < SAMPLES_LEAST:
                 await asyncio.wait(tasks, timeout=args.every, return_when=asyncio.FIRST_COMPLETED)
                 for task in tasks:
                     if task.done():
@@ -292,10 +317,11 @@ def working_in(given: Path | None) -> Iterator[Path]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--rate", type=float, default=RATE, help="submits a second (0: as fast as they can be run)")
     parser.add_argument("--every", type=float, default=5, help="seconds between two samples")
     parser.add_argument("--retain", type=float, default=RETAIN_S, help="seconds for which ended jobs are kept")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--trimmed", action="store_true", help="the journal must stay flat too")
+    parser.add_argument("--trimmed", action="store_true", help="drop old events; the journal must stay flat too")
     parser.add_argument("--folder", type=Path, help="where to work (new, and kept; default: a temporary one)")
     args = parser.parse_args()
     with working_in(args.folder) as folder:
@@ -309,6 +335,7 @@ def main() -> int:
         "seconds": took,
         "jobs": JOBS.ended,
         "attempts": JOBS.attempts,
+        "late": JOBS.late,
         "jobs_per_s": round(JOBS.ended / took, 1) if took else 0,
         "journal_bytes_per_attempt": per_attempt(samples),
         "figures": figures,

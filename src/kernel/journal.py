@@ -43,8 +43,14 @@ SNAPSHOT_BYTES_MIN: Final = 4 << 20
 SNAPSHOTS_KEPT: Final = 2
 CHECKPOINT_BYTES: Final = 16 << 20
 """Written to the write-ahead file before it is folded into the main one, in a thread."""
+FOLD_AGAIN_BYTES: Final = 1 << 20
+"""Written before the next try when that has not come to its end."""
 FOLD_ROUNDS: Final = 8
 """Tries to fold it while commits go on; what came meanwhile is left for the next round."""
+FOLD_WAIT_MS: Final = 5
+"""How long the last of these waits for a commit to end, or for a reader: then commits wait with it."""
+WAL_KEPT_BYTES: Final = 24 << 20
+"""What the write-ahead file keeps of a larger size that it once needed."""
 TRIM_BYTES: Final = 256 << 10
 """Deleted at a time, about."""
 TRIM_PAGES: Final = 64
@@ -99,12 +105,13 @@ class FileJournal:
                 self._admit(accept_loss=accept_loss)
                 self._db = connect(self.path)
                 undo.callback(self._db.close)
+                self._db.execute(f"PRAGMA journal_size_limit={WAL_KEPT_BYTES}")
                 self._open()
                 self._wal = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
                 undo.callback(os.close, self._wal)
                 self._folding = connect(self.path)  # now, not when there may be no descriptors left
                 undo.callback(self._folding.close)
-                self._folding.execute("PRAGMA busy_timeout=5")
+                self._folding.execute(f"PRAGMA busy_timeout={FOLD_WAIT_MS}")
                 self._folding.execute("SELECT COUNT(*) FROM epoch").fetchone()
                 sync_folder(self.path.parent)
             except (OSError, sqlite3.Error) as e:
@@ -114,6 +121,7 @@ class FileJournal:
         self._folder = ThreadPoolExecutor(1, thread_name_prefix="anybatch-journal-fold")
         self._closing = threading.Event()
         self._since_checkpoint = 0
+        self._folded = True
         self._mark_synced_s = 0.0
         self._begun = False
         self._broken = False
@@ -218,8 +226,9 @@ class FileJournal:
 
     def _wrote(self, size: int) -> None:
         self._since_checkpoint += size + 4096
-        if self._since_checkpoint > CHECKPOINT_BYTES:
+        if self._since_checkpoint > (CHECKPOINT_BYTES if self._folded else FOLD_AGAIN_BYTES):
             self._since_checkpoint = 0
+            self._folded = True  # until it is known that it has failed
             self._folder.submit(self._fold)
 
     async def sync(self) -> int:
@@ -250,20 +259,26 @@ class FileJournal:
             self._folder.submit(self._mark.sync)
 
     def _fold(self) -> None:
-        """Fold the write-ahead file into the main one. A failure costs space only; the next one tries again."""
+        """Fold the write-ahead file into the main one, so that the next commit begins it anew.
+
+        A failure costs space only: the next try comes soon.
+        """
+        try:
+            self._folded = self._folds()
+        except sqlite3.Error:
+            self._folded = False
+
+    def _folds(self) -> bool:
         for _ in range(FOLD_ROUNDS):
             if self._closing.is_set():
-                return
+                return True
             last = self.last
-            try:
-                _, pages, folded = self._folding.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            except sqlite3.Error:
-                return
+            _, pages, folded = self._folding.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             if pages == folded and last == self.last:
-                return  # the next commit begins the write-ahead file anew
+                return True
         # Commits come so fast that there is always one more: let the next one wait for the few pages that are left.
-        with contextlib.suppress(sqlite3.Error):
-            self._folding.execute("PRAGMA wal_checkpoint(RESTART)")
+        busy, _, _ = self._folding.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+        return not busy
 
     def wants_snapshot(self) -> bool:
         return bool(self._since_snapshot > max(SNAPSHOT_BYTES_MIN, 2 * self._snapshot_bytes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import random
@@ -12,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -258,6 +260,36 @@ async def test_commits_that_never_pause_do_not_let_the_write_ahead_file_grow(
     await journal.close()
     written = journal.last * 5_000  # a leaf and its parent each time
     assert max(sizes) < written / 3
+    await asyncio.to_thread(lambda: look(tmp_path / "j.db").check())
+
+
+@pytest.mark.asyncio
+async def test_what_a_reader_kept_from_being_folded_is_folded_soon_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the file does not stay as large as it was."""
+    monkeypatch.setattr(journal_module, "CHECKPOINT_BYTES", 1_000_000)
+    monkeypatch.setattr(journal_module, "FOLD_AGAIN_BYTES", 20_000)
+    monkeypatch.setattr(journal_module, "WAL_KEPT_BYTES", 500_000)
+    journal = FileJournal(tmp_path / "j.db")
+    journal.begin_epoch(1)
+
+    def commit_until(done: Callable[[], bool]) -> int:
+        """How many bytes had to be committed for that."""
+        for n in range(10_000):
+            if done():
+                return n * 5_000
+            journal.commit(1000, events(journal.last + 1))
+            journal._folder.submit(int).result()  # let folding come to its end
+        raise AssertionError("10,000 commits later it is still not so")
+
+    journal.commit(1000, events(journal.last + 1))
+    with contextlib.closing(sqlite3.connect(f"{journal.path.as_uri()}?mode=ro", uri=True)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT COUNT(*) FROM log").fetchall()
+        commit_until(lambda: wal(journal.path).stat().st_size > 3_000_000)
+    assert commit_until(lambda: wal(journal.path).stat().st_size <= 500_000) < 100_000
+    await journal.close()
     await asyncio.to_thread(lambda: look(tmp_path / "j.db").check())
 
 
