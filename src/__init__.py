@@ -10,6 +10,7 @@ plugin authors import `anybatch.testing`.
 from anybatch.backends.inline import InlineAttempt, InlineBackend
 from anybatch.kernel.apply import Applied
 from anybatch.kernel.arguments import SEQUENTIAL, n_to_n
+from anybatch.kernel.core.container import ContainerSpec
 from anybatch.kernel.core.errors import (
     AnyBatchError,
     BackendError,
@@ -66,6 +67,7 @@ __all__ = [
     "BackendError",
     "Code",
     "Conflict",
+    "ContainerSpec",
     "DefinitionDetail",
     "DependencyDetail",
     "DependencyType",

@@ -115,11 +115,18 @@ class Rig:
         self.taken.append(Taken(item, self.state.now_ms, step, commit, encode(self.state), dict(self.state.unknown)))
         return step
 
-    def environment(self, name: str = "env", *, state: ResourceState = ENABLED, backend: str = "null") -> None:
-        """An environment without hosts, VALID and listed."""
+    def environment(
+        self,
+        name: str = "env",
+        *,
+        state: ResourceState = ENABLED,
+        backend: str = "null",
+        container: tuple[str, ...] = (),
+    ) -> None:
+        """An environment without hosts, VALID and listed; `container`: the container fields that it honours."""
         body = EnvironmentBody(backend=backend, max_vcpus_milli=1_000_000, state=state)
         self.do(ask.CreateEnvironment(name=name, body=body))
-        self.do(ask.AllListed(environment=name, hosts=()))
+        self.do(ask.AllListed(environment=name, hosts=(), container=container))
 
     def host(
         self,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,12 @@ class Recorder:
 
     def host_up(self, host: str, capacity: Capacity, zone: str | None = None) -> None:
         self.hosts[host] = capacity
+
+    def honours(self, fields: Collection[str]) -> None:
+        self.honoured = frozenset(fields)
+
+    def waiting(self, job_id: str, number: int, indexes: Sequence[int], *, reason: str) -> None:
+        raise AssertionError("local attempts do not wait")
 
     def host_down(self, host: str, reason: str) -> None:
         raise AssertionError("the process backend's host does not go")

@@ -14,6 +14,7 @@ import anyio.to_thread
 import msgspec
 
 from ..kernel.backend import API_VERSION, AttemptKey, BackendContext, Capabilities, Capacity, Launch, log_path
+from ..kernel.core.container import CONTAINER_FIELDS, IMAGE_COMMAND
 from ..kernel.core.errors import BackendError
 from .agent_client import AgentClient, AgentSettings, LocalAgent, default_environment
 
@@ -31,7 +32,8 @@ class ProcessOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, f
     `memory_enforcement`: how an attempt is held to its memory: by a cgroup, by watching its resident memory, or not at
     all ("auto": in the best way that the machine allows; what it does not allow is an error). `log_bytes_max`: of one
     attempt's log, of which the middle is left out beyond that (0: no limit). `lookahead`: attempts that the kernel may
-    send beyond what runs at once, so that no slot waits for it.
+    send beyond what runs at once, so that no slot waits for it. `ignore_image`: jobs with an image run here too, as if
+    they had none (nor what else stands in their `container`); they need a command or script.
     """
 
     memory: int | None = None
@@ -40,6 +42,7 @@ class ProcessOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, f
     memory_enforcement: Literal["auto", "cgroup", "watch", "none"] = "auto"
     log_bytes_max: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)] = 64 << 20
     lookahead: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 8
+    ignore_image: bool = False
 
 
 @final
@@ -90,6 +93,7 @@ class ProcessBackend:
             capacity=capacity if options.lookahead else None,
         )
         self._context = context
+        context.honours(CONTAINER_FIELDS - {IMAGE_COMMAND} if options.ignore_image else ())
         self._offer(context, options, capacity)
         if self._client is not None:  # new settings only: what was launched is being looked after
             self._client.report_to(context)

@@ -23,13 +23,14 @@ The rules that every backend keeps (docs/conformance.md lists them one by one, e
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
 from .clock import Clock
+from .core.container import ContainerSpec
 
 API_VERSION = 1
 """The version of this protocol. A backend states the one it was written for as `api_version`."""
@@ -62,11 +63,14 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     `reattach`: attempts outlive the kernel's process and are found again by `start`.
     `remote`: hosts can outlive the kernel's machine, so a placement is synced to disk before its launch.
     `commands`: runs `command` and `script` as programs (False: it gives them a meaning of its own).
+    `container`: the names of the fields of `AttemptSpec.container` that it honours (all that there are:
+    `CONTAINER_FIELDS`; "command" stands for an image's own command). It is never sent a job that needs another.
     """
 
     reattach: bool = False
     remote: bool = False
     commands: bool = True
+    container: frozenset[str] = frozenset()
 
 
 class AttemptSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +80,8 @@ class AttemptSpec(msgspec.Struct, frozen=True, kw_only=True):
     own `#!` line, and `command` its arguments. `environment` holds the user's variables and those
     AWS_BATCH_* ones that all attempts of the job share. `timeout_ms` counts from the attempt's start
     (None: no limit). `workdir` None: one folder per job, made by the backend. `scratch`: a folder of
-    its own for each attempt, removed after it.
+    its own for each attempt, removed after it. `container` None: no container is asked for. With an image, `command`
+    may be empty: the image's own runs.
     """
 
     command: tuple[str, ...]
@@ -88,6 +93,7 @@ class AttemptSpec(msgspec.Struct, frozen=True, kw_only=True):
     timeout_ms: int | None = None
     workdir: str | None = None
     scratch: bool = False
+    container: ContainerSpec | None = None
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,6 +241,19 @@ class BackendContext(Protocol):
         """These attempts were not found just now. Never a reason to run them again by itself.
 
         Without other news they count as lost after `for_ms` (None: the kernel's own bound, a minute).
+        """
+
+    def waiting(self, job_id: str, number: int, indexes: Sequence[int], *, reason: str) -> None:
+        """These attempts have not started yet, and why: shown to users until they start or end. Not kept.
+
+        For what takes its time, such as an image that is being pulled, with how far that is.
+        """
+
+    def honours(self, fields: Collection[str]) -> None:
+        """The container fields that this environment honours instead of `Capabilities.container`; called in `start`.
+
+        Raises:
+            ValueError: there are no such fields.
         """
 
     def failed(self, reason: str) -> None:

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from . import arguments as args
+from .container_arguments import make_container
 from .core.errors import InvalidValue
 from .core.inputs import SubmitJob
 from .core.model import (
@@ -33,6 +34,8 @@ def definition(
     timeout: Any = None,
     workdir: Any = None,
     scratch: Any = False,
+    image: Any = None,
+    container: Any = None,
     tags: Any = None,
     scheduling_priority: Any = 0,
     metadata: Any = None,
@@ -50,6 +53,7 @@ def definition(
         timeout_ms=None if timeout is None else args.milliseconds("timeout", timeout),
         workdir=args.workdir(workdir),
         scratch=args.flag("scratch", scratch),
+        container=make_container(image, container),
         tags=args.texts("tags", tags),
         scheduling_priority=args.whole("scheduling_priority", scheduling_priority),
         metadata=args.metadata("metadata", metadata),
@@ -75,6 +79,8 @@ def submission(
     timeout: Any = None,
     workdir: Any = None,
     scratch: Any = None,
+    image: Any = None,
+    container: Any = None,
     tags: Any = None,
     scheduling_priority: Any = None,
     client_token: Any = None,
@@ -93,6 +99,7 @@ def submission(
         timeout_ms=None if timeout is None else args.milliseconds("timeout", timeout),
         workdir=args.workdir(workdir),
         scratch=None if scratch is None else args.flag("scratch", scratch),
+        container=make_container(image, container),
         tags=args.texts("tags", tags),
         scheduling_priority=(
             None if scheduling_priority is None else args.whole("scheduling_priority", scheduling_priority)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec, Protocol, cast
 
 from .backend import AttemptKey, Capacity, EnvironmentSettings
+from .core.container import CONTAINER_FIELDS
 from .core.inputs import Ended, EnvironmentFailed, Found, HostDown, HostPaused, HostUp, Started, Unknown
 from .core.model import ExitKind
 
@@ -48,6 +49,7 @@ class ContextOwner(Protocol):
     """What a context needs of the driver that made it."""
 
     backend_name: str
+    notes: dict[AttemptKey, str]
 
     def stop_strays(self, keys: Sequence[AttemptKey]) -> None:
         """End those of these attempts that are not live as far as the kernel knows."""
@@ -70,6 +72,8 @@ class Context:
         self.runtime_dir = runtime_dir
         self.durable = runtime.journal.durable
         self.hosts: dict[str, None] = {}
+        self.honoured: frozenset[str] | None = None
+        """The container fields that the environment honours (None: those of its backend's capabilities)."""
         self.closed = False
 
     def _lied(self, what: str) -> None:
@@ -97,6 +101,12 @@ class Context:
         if codes is not None and not {*map(type, codes)} <= {int, type(None)}:
             raise ValueError(f"exit codes of {job_id} that are no numbers: {list(codes)[:10]!r}")
         return serial
+
+    def _forget_notes(self, job_id: str, number: int, indexes: Sequence[int]) -> None:
+        notes = self._driver.notes
+        if notes:
+            for index in indexes:
+                notes.pop(AttemptKey(job_id, index, number), None)
 
     @_checked
     def host_up(self, host: str, capacity: Capacity, zone: str | None = None) -> None:
@@ -137,6 +147,7 @@ class Context:
     def started(self, job_id: str, number: int, indexes: Sequence[int], at_ms: Sequence[int] | None = None) -> None:
         serial = self._job(job_id, number, indexes, None, at_ms)
         if serial is not None:
+            self._forget_notes(job_id, number, indexes)
             self._runtime.report(
                 Started(environment=self.settings.name, job=serial, number=number, indexes=indexes, at_ms=at_ms)
             )
@@ -192,6 +203,7 @@ class Context:
     ) -> None:
         serial = self._job(job_id, number, indexes, codes, at_ms)
         if serial is not None:
+            self._forget_notes(job_id, number, indexes)
             self._runtime.report(
                 Ended(
                     environment=self.settings.name,
@@ -225,6 +237,19 @@ class Context:
             self._runtime.report(
                 Unknown(environment=self.settings.name, job=serial, number=number, indexes=indexes, for_ms=for_ms)
             )
+
+    @_checked
+    def waiting(self, job_id: str, number: int, indexes: Sequence[int], *, reason: str) -> None:
+        if self._job(job_id, number, indexes) is not None:
+            text = kept_text(reason)[:REASON_CHARS_MAX]
+            self._driver.notes.update({AttemptKey(job_id, index, number): text for index in indexes})
+
+    def honours(self, fields: Collection[str]) -> None:
+        if not CONTAINER_FIELDS.issuperset(fields):
+            raise ValueError(
+                f"it honours container fields that there are not: {sorted(set(fields) - CONTAINER_FIELDS)}"
+            )
+        self.honoured = frozenset(fields)
 
     @_checked
     def failed(self, reason: str) -> None:

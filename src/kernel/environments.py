@@ -52,6 +52,8 @@ class Driver:
     def __init__(self, name: str, runtime: Runtime, registry: BackendRegistry, runtime_dir: Path) -> None:
         self.name = name
         self.backend: Backend | None = None
+        self.notes: dict[AttemptKey, str] = {}
+        """What attempts that have not started yet wait for, as their backend says."""
         self.settled = asyncio.Event()
         """Set whenever the backend has started, or has failed to."""
         self._runtime = runtime
@@ -167,7 +169,9 @@ class Driver:
                 self.backend = self._registry.make(body.backend, self.name)
             self._context = context
             await self._bounded(self.backend.start(context, self._known()), START_S_MAX)
-            self._runtime.report(AllListed(environment=self.name, hosts=tuple(context.hosts)))
+            able = context.honoured if context.honoured is not None else self.backend.capabilities.container
+            hosts, container = tuple(context.hosts), tuple(sorted(able))
+            self._runtime.report(AllListed(environment=self.name, hosts=hosts, container=container))
         except Exception as e:
             self._fail("did not start", e)
             await self._close()
@@ -276,6 +280,7 @@ class Driver:
 
     async def _close(self) -> None:
         backend, self.backend = self.backend, None
+        self.notes.clear()
         if backend is None:
             return
         try:
@@ -350,6 +355,7 @@ def attempt_spec(job: JobRow, environment: str) -> AttemptSpec:
         timeout_ms=spec.timeout_ms,
         workdir=spec.workdir,
         scratch=spec.scratch,
+        container=spec.container,
     )
 
 
@@ -417,6 +423,11 @@ class Drivers:
         """What an environment's backend knows of its hosts now."""
         driver = self._drivers.get(name)
         return driver.host_status() if driver is not None else {}
+
+    def note(self, environment: str, key: AttemptKey) -> str | None:
+        """What an attempt that has not started yet waits for, as its backend says."""
+        driver = self._drivers.get(environment)
+        return driver.notes.get(key) if driver is not None else None
 
     def __getitem__(self, name: str) -> Driver:
         return self._drivers[name]

@@ -7,12 +7,15 @@ import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from . import arguments as args
 from . import bodies
 from .backend import AttemptKey
 from .calls import Calls
+from .core.container import ContainerSpec
 from .core.errors import Conflict, InvalidValue, NotFound
-from .core.explain import Reason, explain, never_fits
+from .core.explain import Code, Reason, explain, never_fits
 from .core.inputs import StopJob
 from .core.model import RetryStrategy
 from .core.resources import get_queue
@@ -54,6 +57,8 @@ class JobCalls(Calls):
         timeout: float | None = None,
         workdir: str | None = None,
         scratch: bool | None = None,
+        image: str | None = None,
+        container: ContainerSpec | Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
         scheduling_priority: int | None = None,
         client_token: str | None = None,
@@ -66,11 +71,13 @@ class JobCalls(Calls):
         `script` says what to run. `array_size` makes it an array of that many children. `depends_on` lists
         jobs that have to have SUCCEEDED (ids, handles, or names: the one unfinished job of that name, else
         its newest finished one), `n_to_n(job)` and `SEQUENTIAL`. What else is given overrides the
-        definition: `environment` and `parameters` are merged by name, the rest replaces. `timeout` is in
-        seconds per attempt, `memory` in MiB or a text such as "2GiB". A `client_token` used before returns
-        the job that it was first used for. `metadata` is kept with the job and given back by `describe_job`;
-        `job_id` is a UUID of yours for it. A job that nothing in its queue can ever fit is queued all the same,
-        for environments change; the handle's `warnings` and the log say so at once.
+        definition: `environment` and `parameters` are merged by name, `container` field by field, the rest
+        replaces. `timeout` is in seconds per attempt, `memory` in MiB or a text such as "2GiB". `image` runs it in a
+        container, in an environment whose backend makes them (`container` has what else AWS's containerProperties
+        have); without a command the image's own runs. A `client_token` used before returns the job that it was first
+        used for. `metadata` is kept with the job and given back by `describe_job`; `job_id` is a UUID of yours for
+        it. A job that nothing in its queue can ever fit is queued all the same, for environments change; the
+        handle's `warnings` and the log say so at once.
 
         Raises:
             InvalidValue, QuotaExceeded, NotFound, Conflict: nothing was queued.
@@ -95,6 +102,8 @@ class JobCalls(Calls):
             timeout=timeout,
             workdir=workdir,
             scratch=scratch,
+            image=image,
+            container=container,
             tags=tags,
             scheduling_priority=scheduling_priority,
             client_token=client_token,
@@ -122,12 +131,31 @@ class JobCalls(Calls):
     async def describe_job(self, job: JobReference) -> JobDetail:
         """What a job or child is and how it stands."""
         row, index = self._find(job)
-        return job_detail(self._live.state, row, index)
+        return self._detail(row, index)
+
+    def _detail(self, row: JobRow, index: int | None) -> JobDetail:
+        """As the core knows it, with what its backend says of an attempt that has not started yet."""
+        detail, note = job_detail(self._live.state, row, index), self._note(row, index)
+        if note is None or detail.status_reason is not None:
+            return detail
+        return msgspec.structs.replace(detail, status_reason=note)
+
+    def _note(self, row: JobRow, index: int | None) -> str | None:
+        at, children = index or 0, row.children
+        if (row.size is not None and index is None) or children.status[at] != STARTING:
+            return None
+        host = self._live.state.hosts.get(children.hosts()[at])
+        key = AttemptKey(row.job_id, at, children.number[at])
+        return self._drivers.note(host.environment, key) if host is not None else None
 
     async def explain(self, job: JobReference) -> tuple[Reason, ...]:
         """Why a job or child is where it is: stable codes with sentences, the deciding one first; never empty."""
         row, index = self._find(job)
-        return explain(self._live.state, row, index, self._live.clock.now_ms(), placing=self._live.placing)
+        found = explain(self._live.state, row, index, self._live.clock.now_ms(), placing=self._live.placing)
+        note = self._note(row, index)
+        if note is None:
+            return found
+        return tuple(Reason(r.code, f"{r.text}: {note}") if r.code is Code.STARTING else r for r in found)
 
     async def describe_jobs(self, jobs: Iterable[JobReference]) -> list[JobDetail]:
         """The same for several, in the order asked for.
@@ -137,7 +165,7 @@ class JobCalls(Calls):
         """
         state = self._open.state
         found = [find_job(state, reference, "jobs") for reference in args.references("jobs", jobs)]
-        return [job_detail(state, row, index) for row, index in found]
+        return [self._detail(row, index) for row, index in found]
 
     async def list_jobs(
         self,

@@ -20,6 +20,7 @@ from .apply import Applied, apply_config
 from .backend import Backend, BackendFactory
 from .cleaner import Cleaner
 from .clock import Clock, SystemClock
+from .core.container import ContainerSpec
 from .core.errors import InvalidValue, KernelClosed
 from .core.inputs import (
     StopRunning,
@@ -296,20 +297,28 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
         retry: int | RetryStrategy | None = None,
         timeout: float | None = None,
         workdir: str | None = None,
+        image: str | None = None,
+        container: ContainerSpec | Mapping[str, Any] | None = None,
     ) -> RunResult:
         """Run one command as a job and wait for it; nothing has to be created before.
 
-        It runs as a local process, in an environment and a queue named "anybatch-run", which are made when
-        first needed. If the wait is cancelled, the job is terminated.
+        It runs as a local process, in an environment and a queue named "anybatch-run", which are made when first
+        needed; with an `image` in a container of the Docker Engine, in "anybatch-run-docker". If the wait is
+        cancelled, the job is terminated.
         """
         state = self._open.state
-        if RUN_NAME not in state.environments:
-            await self.create_compute_environment(RUN_NAME, backend="process", exist_ok=True)
-        if RUN_NAME not in state.queues:
-            await self.create_job_queue(RUN_NAME, priority=1, compute_environments=[RUN_NAME], exist_ok=True)
+        contained = image is not None or container is not None
+        place = f"{RUN_NAME}-docker" if contained else RUN_NAME
+        if place not in state.environments:
+            backend = "docker" if contained else "process"
+            await self.create_compute_environment(place, backend=backend, exist_ok=True)
+        if place not in state.queues:
+            await self.create_job_queue(place, priority=1, compute_environments=[place], exist_ok=True)
         job = await self.submit_job(
             name,
-            queue=RUN_NAME,
+            queue=place,
+            image=image,
+            container=container,
             command=command,
             script=script,
             environment=environment,

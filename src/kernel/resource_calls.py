@@ -9,6 +9,7 @@ from typing import Any, Literal
 from . import arguments as args
 from . import bodies
 from .calls import Calls
+from .core.container import ContainerSpec
 from .core.errors import InvalidValue, NotFound
 from .core.inputs import (
     ChangeTags,
@@ -65,6 +66,8 @@ class ResourceCalls(Calls):
         timeout: float | None = None,
         workdir: str | None = None,
         scratch: bool = False,
+        image: str | None = None,
+        container: ContainerSpec | Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
         scheduling_priority: int = 0,
         metadata: Mapping[str, Any] | None = None,
@@ -90,6 +93,8 @@ class ResourceCalls(Calls):
             timeout=timeout,
             workdir=workdir,
             scratch=scratch,
+            image=image,
+            container=container,
             tags=tags,
             scheduling_priority=scheduling_priority,
             metadata=metadata,

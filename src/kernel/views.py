@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from .backend import HostStatus
 from .core.children import NO_CODE
+from .core.container import ContainerSpec
 from .core.errors import JobFailed
 from .core.model import (
     TEXT_ATTEMPT_ENDED,
@@ -98,6 +99,7 @@ class JobDetail(Struct, frozen=True, kw_only=True):
     retry: RetryStrategy
     timeout_s: float | None
     scheduling_priority: int
+    container: ContainerSpec | None
     tags: Mapping[str, str]
     is_cancelled: bool
     is_terminated: bool
@@ -221,6 +223,7 @@ class DefinitionDetail(Struct, frozen=True, kw_only=True):
     workdir: str | None
     scratch: bool
     scheduling_priority: int
+    container: ContainerSpec | None
     tags: Mapping[str, str]
     metadata: Mapping[str, Any]
     created_at: datetime
@@ -270,6 +273,7 @@ def job_detail(state: KernelState, job: JobRow, index: int | None) -> JobDetail:
         retry=spec.retry,
         timeout_s=None if spec.timeout_ms is None else spec.timeout_ms / 1000,
         scheduling_priority=spec.scheduling_priority,
+        container=spec.container,
         tags=spec.tags,
         is_cancelled=cancelled,
         is_terminated=terminated,
@@ -474,6 +478,7 @@ def definition_detail(row: DefinitionRow) -> DefinitionDetail:
         workdir=body.workdir,
         scratch=body.scratch,
         scheduling_priority=body.scheduling_priority,
+        container=body.container,
         tags=body.tags,
         metadata=body.metadata,
         created_at=to_datetime(row.created_ms),

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import anyio
 from anybatch.kernel.backend import AttemptKey, Capacity, EnvironmentSettings
 from anybatch.kernel.clock import Clock, SystemClock
+from anybatch.kernel.core.container import CONTAINER_FIELDS
 
 WAIT_S: Final = 20.0
 """How long the kit waits for what must happen."""
@@ -102,6 +103,8 @@ class RecordingContext:
         self.forgotten: set[str] = set()
         """Ids of jobs that the kernel is to know nothing of."""
         self.strangers: dict[AttemptKey, str] = {}
+        self.notes: dict[AttemptKey, str] = {}
+        """The latest that `waiting` said of each attempt."""
         """Attempts that were found, and where."""
         self.failures: list[str] = []
         self.seen: list[Seen] = []
@@ -289,6 +292,17 @@ class RecordingContext:
         now = self.clock.now_ms()
         self.seen += [Seen(UNKNOWN, AttemptKey(job_id, index, number), now) for index in indexes]
         self._news.set()
+
+    def waiting(self, job_id: str, number: int, indexes: Sequence[int], *, reason: str) -> None:
+        self._check("waiting", job_id, number, indexes)
+        self._check_text("waiting", reason, optional=False)
+        self.notes.update({AttemptKey(job_id, index, number): reason for index in indexes})
+        self._news.set()
+
+    def honours(self, fields: Collection[str]) -> None:
+        self._check("honours")
+        if not CONTAINER_FIELDS.issuperset(fields):
+            self._fault(WELL_FORMED, f"honours: container fields that there are not: {sorted(fields)}")
 
     def failed(self, reason: str) -> None:
         self._check("failed")

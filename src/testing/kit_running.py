@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 from anybatch.kernel.backend import API_VERSION, AttemptKey, Backend, Capabilities, Launch
+from anybatch.kernel.core.container import CONTAINER_FIELDS
 
 from .kit_context import AFTER_CLOSE, EXITED, LOST, WELL_FORMED
 from .kit_rig import SLACK_MS, Rig, needs_commands, needs_files, needs_logs, rule, shown
@@ -62,12 +63,15 @@ async def options_refuse_unknown_fields(rig: Rig) -> None:
 
 @rule()
 async def capabilities_are_declared(rig: Rig) -> None:
-    """`capabilities` is a Capabilities whose fields are True or False, the same for every instance."""
+    """`capabilities` is a Capabilities, True or False and names of container fields, the same for every instance."""
     first, second = rig.about.factory().capabilities, rig.about.factory().capabilities
     rig.expect(isinstance(first, Capabilities), f"capabilities is {first!r}")
     values = msgspec.structs.asdict(first)
+    container = values.pop("container")
     odd = {name: value for name, value in values.items() if type(value) is not bool}
     rig.expect(not odd, f"neither True nor False: {odd!r}")
+    strange = CONTAINER_FIELDS.symmetric_difference(container) - CONTAINER_FIELDS
+    rig.expect(not strange, f"container fields that there are not: {sorted(strange)}")
     rig.expect(first == second, f"one instance says {first!r}, another {second!r}")
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar
 import msgspec
 from anybatch.kernel.backend import API_VERSION, AttemptKey, BackendContext, Capabilities, Capacity, Launch
 from anybatch.kernel.clock import Timer
+from anybatch.kernel.core.container import CONTAINER_FIELDS
 
 Model = Callable[[AttemptKey], tuple[float, int]]
 """Gives an attempt's duration in seconds and its exit code."""
@@ -32,7 +33,7 @@ class NullBackend:
     """
 
     api_version: ClassVar[int] = API_VERSION
-    capabilities: ClassVar[Capabilities] = Capabilities(commands=False)
+    capabilities: ClassVar[Capabilities] = Capabilities(commands=False, container=CONTAINER_FIELDS)
     Options: ClassVar[type[msgspec.Struct]] = NullOptions
 
     def __init__(self, model: Model | None = None, *, exit_code: int = 0, seed: int = 0) -> None:

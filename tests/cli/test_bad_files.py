@@ -129,11 +129,11 @@ CASES = {
         command = ["a"]
         """,
     "nothing to run": """
-        [definitions.empty]             #! definitions.empty.command | a definition has a command or a script
+        [definitions.empty]             #! definitions.empty.command | a definition has a command, a script or an image
         vcpus = 1
         [jobs.a]
         definition = "empty"
-        [jobs.b]                        #! jobs.b.command | a job has a command or a script
+        [jobs.b]                        #! jobs.b.command | a job has a command, a script or an image
         """,
     "parameters without a value": """
         [definitions.d]

@@ -163,18 +163,18 @@ def test_rr_1_ev_1_bad_values_are_refused_wherever_they_stand(
 
 
 def test_jd_a_definition_has_a_command_or_a_script(rig: Rig) -> None:
-    with pytest.raises(InvalidValue, match="a definition has a command or a script"):
+    with pytest.raises(InvalidValue, match="a definition has a command, a script or an image"):
         rig.define(command=())
     rig.define(command=(), script="#!/bin/sh\necho")
-    with pytest.raises(InvalidValue, match="a job has a command or a script"):
+    with pytest.raises(InvalidValue, match="a job has a command, a script or an image"):
         rig.submit(command=())
 
 
 def test_rr_5_overrides_replace_by_type(rig: Rig) -> None:
     rig.define(vcpus_milli=2000, memory_mib=64, gpus=1)
     shape = rig.job(rig.submit(definition="definition", memory_mib=128)).shape
-    assert shape == (2000, 128, 1)
-    assert rig.job(rig.submit(definition="definition", vcpus=0.25, gpus=0)).shape == (250, 64, 0)
+    assert shape == (2000, 128, 1, ())
+    assert rig.job(rig.submit(definition="definition", vcpus=0.25, gpus=0)).shape == (250, 64, 0, ())
 
 
 def test_pa_1_parameters_of_the_submit_go_over_the_definitions(rig: Rig) -> None:

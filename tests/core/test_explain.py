@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from anybatch.kernel.core import inputs as ask
+from anybatch.kernel.core.container import ContainerSpec
 from anybatch.kernel.core.explain import NAMED_MAX, Code, Reason, explain
 from anybatch.kernel.core.model import Action, EvaluateOnExit, ExitKind, ResourceStatus, RetryStrategy
 from anybatch.kernel.core.placement import PASSED_MS_MAX
@@ -413,6 +414,16 @@ def test_work_whose_hosts_take_no_attempts_says_why(rig: Rig) -> None:
     assert reasons(rig, job) == [(Code.HOST_UNAVAILABLE, f"{told} takes none for now: it cannot be reached")]
     rig.do(ask.DrainHost(environment="env", host="host", reason="new disks"))
     assert reasons(rig, job) == [(Code.HOST_DRAINED, f"{told} is drained: new disks")]
+
+
+def test_an_environment_that_does_not_run_what_the_container_asks_for_says_so(rig: Rig) -> None:
+    rig.environment("docker", backend="docker", container=("image",))
+    rig.host("engine", environment="docker")
+    rig.queue("images", "docker")
+    job = rig.submit(queue="images", vcpus=9, container=ContainerSpec(image="busybox"))
+    rig.do(ask.UpdateQueue(name="images", compute_environments=("env",)))
+    text = "environment 'env' (backend null) does not honour image of its container"
+    assert reasons(rig, job) == [(Code.CANNOT_RUN_IT, text)]
 
 
 def test_every_code_is_told_by_a_test_here() -> None:

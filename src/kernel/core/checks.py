@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from .container import check_container, overlaid
 from .errors import InvalidValue, QuotaExceeded
 from .model import DefinitionBody, EvaluateOnExit, JobSpec, Overrides, Quotas, RetryStrategy
 
@@ -144,6 +145,8 @@ def check_body(body: DefinitionBody | Overrides, quotas: Quotas) -> None:
         raise InvalidValue("workdir", body.workdir, "a working directory is an absolute path")
     if body.retry is not None:
         check_retry(body.retry, quotas)
+    if body.container is not None:
+        check_container(body.container)
     check_variables("environment", body.environment)
     check_tags(body.tags, quotas)
     check_metadata(body.metadata, quotas)
@@ -187,4 +190,5 @@ def merge(body: DefinitionBody, overrides: Overrides, definition: str | None) ->
         ),
         definition=definition,
         metadata=overrides.metadata,
+        container=overlaid(body.container, overrides.container),
     )

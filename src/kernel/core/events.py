@@ -240,9 +240,13 @@ class TagsPut(Event, frozen=True, array_like=True, tag=30):
 
 
 class HostsListed(Event, frozen=True, array_like=True, tag=29):
-    """An environment's hosts have told what they hold since the kernel opened; placement may begin."""
+    """An environment's hosts have told what they hold since the kernel opened; placement may begin.
+
+    `container`: the names of the container fields that it honours.
+    """
 
     environment: str
+    container: tuple[str, ...] = ()
 
 
 class HostRegistered(Event, frozen=True, array_like=True, tag=60):

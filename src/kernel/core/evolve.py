@@ -414,7 +414,7 @@ def _retry(state: KernelState, job: JobRow, indexes: Sequence[int], *, counts: b
 
 
 def _take(state: KernelState, host: HostRow, job: JobRow, n: int) -> None:
-    vcpus, memory, _ = job.shape
+    vcpus, memory = job.shape.vcpus_milli, job.shape.memory_mib
     host.load[job.serial] = host.load.get(job.serial, 0) + n
     host.free_memory_mib -= n * memory
     host.free_vcpus_milli -= n * vcpus
@@ -471,8 +471,9 @@ def _environment_changed(
         case EnvironmentStatusChanged(name=name, status=status, reason=reason):
             state.environments[name].status = status
             state.environments[name].status_reason = reason
-        case HostsListed(environment=name):
+        case HostsListed(environment=name, container=container):
             state.environments[name].listed = True
+            state.environments[name].container = container
             _arm_again(state, state.environments[name])
 
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 from .children import NO_CODE
 from .hosts import why_closed
 from .model import TEXT_ATTEMPT_ENDED, DependencyType, ResourceState, ResourceStatus, Shape
-from .placement import Held, could_fit, reservations
+from .placement import Held, could_fit, honours, reservations
 from .state import MEMORY_UNCOUNTED, EnvironmentRow, HostRow, JobRow, KernelState, QueueRow
 from .states import FAILED, PENDING, RUNNABLE, RUNNING, STARTING, STATUSES, SUCCEEDED
 
@@ -37,6 +37,8 @@ class Code(StrEnum):
     QUEUE_DELETING = "QUEUE_DELETING"
     KERNEL_CLOSING = "KERNEL_CLOSING"
     NEVER_FITS = "NEVER_FITS"
+    CANNOT_RUN_IT = "CANNOT_RUN_IT"
+    """The environment's backend does not do what the job's container asks for."""
     ENVIRONMENT_INVALID = "ENVIRONMENT_INVALID"
     ENVIRONMENT_DISABLED = "ENVIRONMENT_DISABLED"
     ENVIRONMENT_STARTING = "ENVIRONMENT_STARTING"
@@ -182,7 +184,7 @@ def _runnable(state: KernelState, job: JobRow, index: int, *, placing: bool) -> 
 
 _ORDER: Final = (
     Code.HOST_RESERVED, Code.NO_CAPACITY, Code.ENVIRONMENT_STARTING, Code.NO_HOST, Code.HOST_UNAVAILABLE,
-    Code.HOST_DRAINED, Code.ENVIRONMENT_DISABLED, Code.ENVIRONMENT_INVALID, Code.NEVER_FITS,
+    Code.HOST_DRAINED, Code.ENVIRONMENT_DISABLED, Code.ENVIRONMENT_INVALID, Code.NEVER_FITS, Code.CANNOT_RUN_IT,
 )  # fmt: skip
 _BUSY: Final = (Code.NEXT, Code.HOST_RESERVED, Code.NO_CAPACITY)
 """What an environment has to say that could run the attempt, now or later."""
@@ -194,7 +196,7 @@ def never_fits(state: KernelState, job: JobRow) -> str | None:
     if queue is None:
         return None
     reasons = [_environment(state, queue, name, job.shape, {}) for name in queue.body.compute_environments]
-    if all(reason.code is Code.NEVER_FITS for reason in reasons):
+    if all(reason.code in (Code.NEVER_FITS, Code.CANNOT_RUN_IT) for reason in reasons):
         return "; ".join(reason.text for reason in reasons)
     return None
 
@@ -208,6 +210,10 @@ def _environment(state: KernelState, queue: QueueRow, name: str, shape: Shape, h
         return Reason(Code.ENVIRONMENT_INVALID, f"environment {name!r} is INVALID: {row.status_reason}")
     if row.body.state is not ResourceState.ENABLED:
         return Reason(Code.ENVIRONMENT_DISABLED, f"environment {name!r} is DISABLED")
+    if not honours(row, shape):
+        missing = ", ".join(field for field in shape.container if field not in row.container)
+        text = f"environment {name!r} (backend {row.body.backend}) does not honour {missing} of its container"
+        return Reason(Code.CANNOT_RUN_IT, text)
     hosts = [state.hosts[serial] for serial in row.hosts.values()]
     if hosts and not any(could_fit(host, shape) or _is_unmeasured(host) for host in hosts):
         return Reason(Code.NEVER_FITS, _too_large(row, hosts, shape))

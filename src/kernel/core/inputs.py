@@ -198,9 +198,13 @@ class HostPaused(Report, frozen=True, kw_only=True):
 
 
 class AllListed(Report, frozen=True, kw_only=True):
-    """The backend has settled every attempt that it was asked about; `hosts` are those that it has."""
+    """The backend has settled every attempt that it was asked about; `hosts` are those that it has.
+
+    `container`: the names of the container fields that it honours.
+    """
 
     hosts: tuple[str, ...]
+    container: tuple[str, ...] = ()
 
 
 class EnvironmentFailed(Report, frozen=True, kw_only=True):

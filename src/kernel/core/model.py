@@ -11,6 +11,8 @@ from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 
+from .container import ContainerSpec, container_needs
+
 TEXT_ATTEMPT_ENDED: Final = "Essential container in task exited"
 """The status reason of an ordinary end, whatever the exit code (contract ST-13)."""
 TEXT_TIMED_OUT: Final = "Job attempt duration exceeded timeout"
@@ -100,11 +102,12 @@ class Dependency(Struct, frozen=True):
 
 
 class Shape(NamedTuple):
-    """What an attempt needs of a host."""
+    """What an attempt needs of a host, and of its environment: the names of `container` fields to be honoured."""
 
     vcpus_milli: int
     memory_mib: int
     gpus: int
+    container: tuple[str, ...] = ()
 
 
 class JobSpec(Struct, frozen=True, kw_only=True):
@@ -125,11 +128,14 @@ class JobSpec(Struct, frozen=True, kw_only=True):
     scheduling_priority: int = 0
     definition: str | None = None
     metadata: Mapping[str, Any] = {}
+    container: ContainerSpec | None = None
 
     @property
     def shape(self) -> Shape:
         """What each attempt needs of a host."""
-        return Shape(self.vcpus_milli, self.memory_mib, self.gpus)
+        has_program = bool(self.command) or self.script is not None
+        needs = container_needs(self.container, has_program=has_program)
+        return Shape(self.vcpus_milli, self.memory_mib, self.gpus, needs)
 
 
 class DefinitionBody(Struct, frozen=True, kw_only=True):
@@ -152,12 +158,14 @@ class DefinitionBody(Struct, frozen=True, kw_only=True):
     tags: Mapping[str, str] = {}
     scheduling_priority: int = 0
     metadata: Mapping[str, Any] = {}
+    container: ContainerSpec | None = None
 
 
 class Overrides(Struct, frozen=True, kw_only=True):
     """What a submit changes of its definition; None leaves the definition's value (contract SJ-5, PA-6).
 
-    `environment` and `parameters` are merged by name; everything else replaces. A job's tags and metadata are its own.
+    `environment` and `parameters` are merged by name, `container` field by field; everything else replaces. A job's
+    tags and metadata are its own.
     """
 
     command: tuple[str, ...] | None = None
@@ -174,6 +182,7 @@ class Overrides(Struct, frozen=True, kw_only=True):
     tags: Mapping[str, str] = {}
     scheduling_priority: int | None = None
     metadata: Mapping[str, Any] = {}
+    container: ContainerSpec | None = None
 
 
 class ResourceState(StrEnum):

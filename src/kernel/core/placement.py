@@ -36,10 +36,11 @@ def placements(state: KernelState, most: int) -> Iterator[AttemptsPlaced]:
         environments = _open_environments(state, queue)
         blocked: set[Shape] = set()
         while environments and most > 0 and (lane := _first_lane(state, queue, blocked)) is not None:
-            placed = _place_head(state, lane, environments, held, most)
+            able = [e for e in environments if honours(e, lane.shape)] if lane.shape.container else environments
+            placed = _place_head(state, lane, able, held, most)
             if placed is None:
                 blocked.add(lane.shape)
-                _hold(state, lane, environments, held)
+                _hold(state, lane, able, held)
             else:
                 most -= len(placed)
                 yield placed
@@ -59,8 +60,9 @@ def reservations(state: KernelState) -> Held:
         blocked: set[Shape] = set()
         while environments and (lane := _first_lane(state, queue, blocked)) is not None:
             blocked.add(lane.shape)
-            if all(best_host(state, environment, lane.shape, held) is None for environment in environments):
-                _hold(state, lane, environments, held)
+            able = [e for e in environments if honours(e, lane.shape)]
+            if all(best_host(state, environment, lane.shape, held) is None for environment in able):
+                _hold(state, lane, able, held)
     return held
 
 
@@ -81,7 +83,7 @@ def _distance(host: HostRow, shape: Shape) -> tuple[float, int, int, int, int]:
     It shrinks while nothing is placed there, so that the host that is kept changes for a nearer one only.
     """
     free = (host.free_vcpus_milli, host.free_memory_mib, len(host.free_gpus))
-    missing = max((wanted - there) / wanted if wanted else 0.0 for wanted, there in zip(shape, free, strict=True))
+    missing = max((wanted - there) / wanted if wanted else 0.0 for wanted, there in zip(shape[:3], free, strict=True))
     return (max(missing, 0.0), -free[0], -free[1], -free[2], host.serial)
 
 
@@ -89,6 +91,11 @@ def could_fit(host: HostRow, shape: Shape) -> bool:
     """Whether an attempt of the shape fits on the host when nothing else runs there."""
     memory = MEMORY_UNCOUNTED if host.memory_mib is None else host.memory_mib
     return shape.vcpus_milli <= host.vcpus_milli and shape.memory_mib <= memory and shape.gpus <= len(host.gpus)
+
+
+def honours(environment: EnvironmentRow, shape: Shape) -> bool:
+    """Whether an environment does all that the attempt's container asks for."""
+    return all(field in environment.container for field in shape.container)
 
 
 def is_open(environment: EnvironmentRow) -> bool:

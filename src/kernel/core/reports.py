@@ -286,8 +286,8 @@ def decide_all_listed(state: KernelState, report: AllListed) -> Iterator[AnyEven
             yield from remove_host(state, state.hosts[serial], "the host was not there when the kernel opened again")
     if environment.status is not ResourceStatus.VALID:
         yield EnvironmentStatusChanged(environment.name, ResourceStatus.VALID, "ComputeEnvironment Healthy")
-    if not environment.listed:
-        yield HostsListed(environment.name)
+    if not environment.listed or environment.container != report.container:
+        yield HostsListed(environment.name, report.container)
 
 
 def decide_environment_failed(state: KernelState, report: EnvironmentFailed) -> Iterator[AnyEvent]:

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import structs
 
 from .checks import PRIORITY_MAX, VCPUS_MILLI_MAX, check_body, check_metadata, check_resource_name, check_tags
+from .container import check_whole
 from .errors import Conflict, InvalidValue, NotFound, QuotaExceeded
 from .events import (
     AnyEvent,
@@ -42,8 +43,10 @@ def decide_register(state: KernelState, request: RegisterDefinition) -> tuple[li
     """The next revision (JD-1, JD-3, JD-8), or with `exist_ok` the newest one if it is equal."""
     check_resource_name("name", request.name)
     check_body(request.body, state.quotas)
-    if not request.body.command and request.body.script is None:
-        raise InvalidValue("command", [], "a definition has a command or a script")
+    if request.body.container is not None:
+        check_whole(request.body.container, request.body.memory_mib)
+    elif not request.body.command and request.body.script is None:
+        raise InvalidValue("command", [], "a definition has a command, a script or an image")
     measured = structs.replace(request.body, script=None, metadata={})
     size = len(msgspec.msgpack.encode(measured))
     if size > state.quotas.definition_bytes_max:

@@ -119,6 +119,7 @@ class _Environment(Struct, array_like=True):
     listed: bool
     registered: dict[str, dict[str, Any]] = {}
     drained: dict[str, str] = {}
+    container: tuple[str, ...] = ()
 
 
 class _Definition(Struct, array_like=True):
@@ -175,6 +176,7 @@ def encode(state: KernelState) -> bytes:
                     row.listed,
                     row.registered,
                     row.drained,
+                    row.container,
                 )
                 for name, row in sorted(state.environments.items())
             ],
@@ -250,6 +252,7 @@ def decode(data: bytes, quotas: Quotas) -> KernelState:
         environment = state.environments[e.name] = EnvironmentRow(e.name, e.body, e.created_ms)
         environment.status, environment.status_reason, environment.listed = e.status, e.status_reason, e.listed
         environment.registered, environment.drained = dict(e.registered), dict(e.drained)
+        environment.container = e.container
     for q in kept.queues:
         state.queues[q.name] = QueueRow(q.name, q.body, q.created_ms)
         state.queues[q.name].status = q.status

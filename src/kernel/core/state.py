@@ -222,7 +222,8 @@ class EnvironmentRow:
     """A compute environment and its hosts."""
 
     __slots__ = (
-        "body", "by_free", "created_ms", "drained", "hosts", "listed", "name", "registered", "status", "status_reason",
+        "body", "by_free", "container", "created_ms", "drained", "hosts", "listed", "name", "registered", "status",
+        "status_reason",
     )  # fmt: skip
 
     def __init__(self, name: str, body: EnvironmentBody, created_ms: int) -> None:
@@ -233,6 +234,8 @@ class EnvironmentRow:
         self.status_reason = ""
         self.listed = False
         """Whether its hosts have told what they hold since the kernel opened."""
+        self.container: tuple[str, ...] = ()
+        """The names of the container fields that its backend honours."""
         self.hosts: dict[str, int] = {}
         self.registered: dict[str, dict[str, Any]] = {}
         """Hosts that were added one by one, with what the backend is told of each."""

@@ -6,11 +6,12 @@ import msgspec
 from msgspec import structs
 
 from .checks import CHILD_ID, check_body, check_job_name, check_tags, merge
+from .container import IMAGE_COMMAND, check_whole
 from .errors import Conflict, InvalidValue, NotFound, QuotaExceeded
 from .events import JobSubmitted
 from .inputs import DependencyRequest, SubmitJob
 from .model import DefinitionBody, Dependency, DependencyType, JobSpec, ResourceState, ResourceStatus
-from .state import DefinitionRow, JobRow, KernelState
+from .state import DefinitionRow, JobRow, KernelState, QueueRow
 
 REVISION_DIGITS_MAX = 9
 """Of a revision's number in a reference; no definition has a billion revisions."""
@@ -40,6 +41,7 @@ def decide_submit(state: KernelState, request: SubmitJob) -> tuple[list[JobSubmi
         allowed = f"at most {quotas.unfinished_jobs_max} unfinished jobs (quota unfinished_jobs_max)"
         raise QuotaExceeded("name", request.name, allowed)
     spec = _spec(state, request)
+    _check_container(state, queue, spec)
     size = _check_size(request.size, quotas.array_size_max)
     depends_on = _dependencies(state, request.depends_on, size)
     event = JobSubmitted(
@@ -67,8 +69,10 @@ def _spec(state: KernelState, request: SubmitJob) -> JobSpec:
         row = find_definition(state, request.definition)
         body, label = row.body, f"{row.name}:{row.revision}"
     spec = merge(body, request.overrides, label)
-    if not spec.command and spec.script is None:
-        raise InvalidValue("command", [], "a job has a command or a script, its own or its definition's")
+    if spec.container is not None:
+        check_whole(spec.container, spec.memory_mib)
+    elif not spec.command and spec.script is None:
+        raise InvalidValue("command", [], "a job has a command, a script or an image, its own or its definition's")
     check_tags(spec.tags, state.quotas)
     size = len(msgspec.msgpack.encode(structs.replace(request.overrides, script=None, metadata={})))
     if size > state.quotas.submit_bytes_max:
@@ -77,6 +81,29 @@ def _spec(state: KernelState, request: SubmitJob) -> JobSpec:
         )
         raise QuotaExceeded("command", size, allowed)
     return spec
+
+
+def _check_container(state: KernelState, queue: QueueRow, spec: JobSpec) -> None:
+    """Some environment of the queue honours every field of the job's container: none is ever ignored unasked."""
+    needs = spec.shape.container
+    if not needs:
+        return
+    rows = [state.environments[name] for name in queue.body.compute_environments if name in state.environments]
+    missing = [[field for field in needs if field not in row.container] for row in rows]
+    if not all(missing):
+        return
+    field = min(missing, key=len)[0]
+    where = ", ".join(f"{row.name!r} (backend {row.body.backend})" for row in rows)
+    if field == IMAGE_COMMAND:
+        allowed = f"no environment of queue {queue.name!r} runs an image's own command; give a command: {where}"
+        raise InvalidValue("command", [], allowed)
+    value = getattr(spec.container, field.partition(".")[0])
+    top = field if field == "image" else f"container.{field}"
+    allowed = (
+        f"no environment of queue {queue.name!r} honours it: {where}; use one whose environment does, "
+        "or let processes run it without (the process backend's option ignore_image)"
+    )
+    raise InvalidValue(top, value, allowed)
 
 
 def find_definition(state: KernelState, reference: str) -> DefinitionRow:
