@@ -45,6 +45,7 @@ from anybatch.kernel.handles import JobHandle
 from anybatch.kernel.journal_types import JournalLoss
 from anybatch.kernel.kernel import Kernel, RunResult
 from anybatch.kernel.registry import PluginInfo, list_plugins
+from anybatch.kernel.sink import EventGap, SinkConfig, SinkDetail, SinkError
 from anybatch.kernel.stream import EventId, JobEvent
 from anybatch.kernel.views import (
     AttemptDetail,
@@ -73,6 +74,7 @@ __all__ = [
     "DependencyType",
     "EnvironmentDetail",
     "EvaluateOnExit",
+    "EventGap",
     "EventId",
     "EventsTrimmed",
     "FailureClass",
@@ -106,6 +108,9 @@ __all__ = [
     "ResourceStatus",
     "RetryStrategy",
     "RunResult",
+    "SinkConfig",
+    "SinkDetail",
+    "SinkError",
     "TaggedKind",
     "list_plugins",
     "n_to_n",

@@ -27,7 +27,7 @@ import msgspec
 from .core.errors import EventsTrimmed, JournalDamaged, JournalError
 from .core.events import AnyEvent
 from .journal_check import admit, check_kind, set_aside
-from .journal_db import connect, epoch_crc, is_whole, make, record_crc, snapshot_crc
+from .journal_db import add_cursors, connect, epoch_crc, is_whole, make, record_crc, snapshot_crc
 from .journal_mark import MarkFile
 from .journal_memory import MemoryJournal
 from .journal_place import check_place, lock, sync_folder
@@ -152,6 +152,7 @@ class FileJournal:
         db = self._db
         # What a kernel left that was not closed is written anew and synced, whatever became of its own syncs.
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        add_cursors(db)
         row = db.execute("SELECT first, count FROM log ORDER BY first DESC LIMIT 1").fetchone()
         self._snapshots = self._readable_snapshots()
         kept = self._snapshots[-1] if self._snapshots else 0
@@ -347,6 +348,22 @@ class FileJournal:
     def epoch_of(self, sequence: int) -> int:
         at = bisect_right(self._epochs, sequence, key=lambda row: row[0])
         return int(self._epochs[at - 1][1]) if at else 0
+
+    # -- sinks ------------------------------------------------------------------------------------
+
+    def cursors(self) -> dict[str, tuple[int, int]]:
+        try:
+            rows = self._db.execute("SELECT sink, epoch, seq FROM cursor").fetchall()
+        except sqlite3.Error as e:
+            raise JournalError(f"{self.path} cannot be read: {e}") from e
+        return {sink: (epoch, seq) for sink, epoch, seq in rows}
+
+    def put_cursor(self, sink: str, epoch: int, sequence: int) -> None:
+        try:
+            self._db.execute("INSERT OR REPLACE INTO cursor VALUES (?, ?, ?)", (sink, epoch, sequence))
+        except sqlite3.Error as e:
+            raise JournalError(f"{self.path} cannot be written: {e}") from e
+        self._wrote(0)
 
     # -- forgetting -------------------------------------------------------------------------------
 

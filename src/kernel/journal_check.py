@@ -20,6 +20,7 @@ from .core.errors import JournalDamaged, JournalError
 from .core.events import RECORD_VERSION
 from .journal_db import (
     APPLICATION_ID,
+    CURSOR_TABLE,
     TABLES,
     clear,
     connect,
@@ -176,7 +177,7 @@ def _survey(path: Path, folder: Path, *, wal: bool) -> Survey:
                 if said != "ok":
                     found.trouble = " ".join(said.removeprefix("*** in database main ***").split())
             tables = tuple(sql for (sql,) in db.execute("SELECT sql FROM sqlite_master ORDER BY name"))
-            if tables != TABLES:
+            if tables not in (TABLES, (CURSOR_TABLE, *TABLES)):
                 found.trouble = found.trouble or "its tables are not those of a journal"
             _read_through(db, found)
     except (sqlite3.Error, ValueError, TypeError) as e:

@@ -24,6 +24,10 @@ TABLES: Final = (
     "CREATE TABLE log (first INTEGER PRIMARY KEY, at_ms INTEGER, count INTEGER, crc INTEGER, data BLOB)",
     "CREATE TABLE snapshot (seq INTEGER PRIMARY KEY, crc INTEGER NOT NULL, data BLOB NOT NULL)",
 )
+CURSOR_TABLE: Final = (
+    "CREATE TABLE cursor (sink TEXT PRIMARY KEY, epoch INTEGER NOT NULL, seq INTEGER NOT NULL) WITHOUT ROWID"
+)
+"""How far each sink has been served. The first journals lack it, so it is made at open; losing it costs repeats."""
 _NUMBERS: Final = struct.Struct("<qqq").pack
 
 
@@ -76,7 +80,7 @@ def create(path: Path) -> sqlite3.Connection:
         db.execute("BEGIN")
         db.execute(f"PRAGMA application_id={APPLICATION_ID}")
         db.execute(f"PRAGMA user_version={RECORD_VERSION}")
-        for table in TABLES:
+        for table in (*TABLES, CURSOR_TABLE):
             db.execute(table)
         db.execute("COMMIT")
     except BaseException:
@@ -107,6 +111,12 @@ def make(path: Path) -> None:
     new = path.with_name(path.name + ".new")
     clear(new)
     finish(create(new), new, path)
+
+
+def add_cursors(db: sqlite3.Connection) -> None:
+    """Give a journal of the first days the table of the sinks' cursors."""
+    if not db.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'cursor'").fetchone()[0]:
+        db.execute(CURSOR_TABLE)
 
 
 def clear(new: Path) -> None:

@@ -26,6 +26,7 @@ class MemoryJournal:
         self.last = 0
         self.epoch = 0
         self._records: list[Record] = []
+        self._cursors: dict[str, tuple[int, int]] = {}
 
     @property
     def oldest(self) -> int:
@@ -65,6 +66,12 @@ class MemoryJournal:
 
     def epoch_of(self, sequence: int) -> int:
         return self.epoch
+
+    def cursors(self) -> dict[str, tuple[int, int]]:
+        return dict(self._cursors)
+
+    def put_cursor(self, sink: str, epoch: int, sequence: int) -> None:
+        self._cursors[sink] = epoch, sequence
 
     def trim(self, before: int) -> int:
         del self._records[: min(bisect_left(self._records, before, key=lambda record: record.last), TRIM_RECORDS)]

@@ -98,6 +98,12 @@ class Journal(Protocol):
     def epoch_of(self, sequence: int) -> int:
         """The epoch of an event."""
 
+    def cursors(self) -> dict[str, tuple[int, int]]:
+        """Per sink: the (epoch, sequence) of the last event that it has taken."""
+
+    def put_cursor(self, sink: str, epoch: int, sequence: int) -> None:
+        """A sink has taken every event up to this one. Durable with the next sync; losing it costs repeats only."""
+
     def trim(self, before: int) -> int:
         """Delete some records (at most TRIM_RECORDS) whose events are all before this sequence number.
 

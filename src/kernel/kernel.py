@@ -40,6 +40,8 @@ from .registry import BackendRegistry
 from .resource_calls import ResourceCalls
 from .runtime import CALLER, Runtime
 from .runtime_dir import runtime_dir as make_runtime_dir
+from .sink import Sink, SinkConfig, SinkDetail
+from .sinks import Sinks, make_sinks
 from .stream import EventId, EventStream
 from .trimming import ForgottenJobs, Trimmer
 from .views import (
@@ -89,11 +91,13 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
 
     `path` names the journal's file, made if it is not there; without one the journal is in memory and the
     kernel's work ends with it. `backends` adds to, or replaces, the installed backends: a name mapped to a
-    factory, or to one backend for one environment. `on_close` says what becomes of running attempts at the
-    end of the `async with`: "detach" lets those that can outlive the process run, to be found again by the
-    next kernel on this journal (default with a file; what cannot outlive it is stopped); "drain" starts
-    nothing more and waits for them; "stop" ends them, and their jobs run again when the journal is next
-    opened (default in memory). If the body is cancelled, a drain turns into the default.
+    factory, or to one backend for one environment. `sinks` says who is given every event: a name, under which
+    the sink's place in the log is kept, mapped to a sink or to `{"plugin": ..., "options": {...}}`.
+
+    `on_close` says what becomes of running attempts at the end of the `async with`: "detach" lets those that can
+    outlive the process run, to be found again by the next kernel on this journal (default with a file; what cannot
+    outlive it is stopped); "drain" starts nothing more and waits for them; "stop" ends them, and their jobs run again
+    when the journal is next opened (default in memory). If the body is cancelled, a drain turns into the default.
 
     A journal in which something that was committed is missing or unreadable is refused (`JournalDamaged`) and left
     as it is; `accept_loss` goes on with what can be read, keeps the damaged files, and tells in `journal_loss`
@@ -112,6 +116,7 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
         path: str | os.PathLike[str] | None = None,
         *,
         backends: Mapping[str, Backend | BackendFactory] | None = None,
+        sinks: Mapping[str, Sink | SinkConfig | Mapping[str, Any]] | None = None,
         quotas: Quotas | None = None,
         on_close: OnClose | None = None,
         clock: Clock | None = None,
@@ -133,6 +138,7 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
         self._clock = clock
         self._ids = ids or RandomIds()
         self._registry = BackendRegistry(backends)
+        self._given_sinks = make_sinks(sinks)
         self._given_runtime_dir = args.path("runtime_dir", runtime_dir)
         self._runtime_path: Path | None = None
         self._temporary: str | None = None
@@ -160,6 +166,7 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
             self._runtime = runtime
             self._trimmer = Trimmer(runtime, self._retain_events_ms, self._retain_events_bytes)
             self._forgotten = ForgottenJobs(runtime)
+            self._sinks = Sinks(self._given_sinks, runtime, self._forgotten)
             self._starting: asyncio.Queue[Driver | None] = asyncio.Queue()
             self._drivers.open()
         except BaseException:
@@ -199,6 +206,7 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
             async with anyio.create_task_group() as drivers:
                 drivers.start_soon(self._cleaner.run, name="anybatch-cleaner")
                 drivers.start_soon(self._trimmer.run, name="anybatch-trimmer")
+                drivers.start_soon(self._sinks.run, name="anybatch-sinks")
                 while (driver := await self._starting.get()) is not None:
                     drivers.start_soon(driver.run, name=f"anybatch-environment-{driver.name}")
         except BaseException as e:
@@ -245,6 +253,7 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
             self._starting.put_nowait(None)
             self._cleaner.finish()
             self._trimmer.finish()
+            self._sinks.finish()
             # Bounded: a backend that swallows its cancellation would be waited for for ever.
             _, hanging = await asyncio.wait({self._supervisor}, timeout=CLOSE_S_MAX + FINISH_S_MAX)
             if hanging:
@@ -371,6 +380,11 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
         if sequence and found != epoch:
             raise InvalidValue("after", after, f"event {sequence} is of epoch {found}: the log is not the one it was")
         return EventStream(runtime, self._forgotten, sequence)
+
+    async def describe_sinks(self) -> tuple[SinkDetail, ...]:
+        """How each sink stands: what it has taken, how far it is behind, and its last error."""
+        self._live.check_open()
+        return self._sinks.details()
 
     async def last_event_id(self) -> EventId:
         """The id of the newest event: what `events(after=...)` takes to see only later ones."""

@@ -36,7 +36,7 @@ def list_plugins() -> list[PluginInfo]:
                 if group == "anybatch.backends":
                     _check(point.name, plugin)
             except Exception as e:
-                error = f"{type(e).__name__}: {e}"
+                error = load_error(point, e)
             name = point.dist.name if point.dist else "?"
             version = point.dist.version if point.dist else "?"
             found.append(
@@ -45,6 +45,14 @@ def list_plugins() -> list[PluginInfo]:
                 )
             )
     return found
+
+
+def load_error(point: EntryPoint, error: Exception) -> str:
+    """Why a plugin failed to load, and what to install where an extra is missing."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, ModuleNotFoundError) and point.extras and point.dist:
+        text += f"; pip install '{point.dist.name}[{','.join(point.extras)}]'"
+    return text
 
 
 class BackendRegistry:
@@ -113,7 +121,9 @@ class BackendRegistry:
         try:
             loaded: Callable[[], Backend] = points[name].load()
         except Exception as e:
-            raise PluginError(f"backend {name!r} ({points[name].value}) failed to load: {type(e).__name__}: {e}") from e
+            raise PluginError(
+                f"backend {name!r} ({points[name].value}) failed to load: {load_error(points[name], e)}"
+            ) from e
         return loaded
 
 

@@ -34,7 +34,6 @@ from .core.states import STATUSES, JobStatus
 from .views import to_datetime
 
 if TYPE_CHECKING:
-    from .journal import Record
     from .runtime import Runtime
     from .trimming import ForgottenJobs
 
@@ -49,9 +48,10 @@ class EventId(NamedTuple):
 class JobEvent(Struct, frozen=True, kw_only=True):
     """A change of status of a job, or of a run of children of one.
 
-    `indexes` None: the job as a whole (a single job, or an array parent). `attempt` is the attempt's number
-    where the change is one of an attempt. `exit_codes` has one entry per index (or one for a single job) where
-    attempts have ended. A retried attempt is a change to RUNNABLE with its exit codes.
+    `array_size` is the array's (None: a single job). `indexes` None: the job as a whole (a single job, or an array
+    parent). `attempt` is the attempt's number where the change is one of an attempt. `exit_codes` has one entry per
+    index (or one for a single job) where attempts have ended. A retried attempt is a change to RUNNABLE with its exit
+    codes.
     """
 
     id: EventId
@@ -60,6 +60,7 @@ class JobEvent(Struct, frozen=True, kw_only=True):
     job_name: str
     queue: str
     status: JobStatus
+    array_size: int | None = None
     indexes: Sequence[int] | None = None
     attempt: int | None = None
     exit_codes: Sequence[int | None] | None = None
@@ -79,6 +80,7 @@ class JobEvent(Struct, frozen=True, kw_only=True):
                 job_name=self.job_name,
                 queue=self.queue,
                 status=self.status,
+                array_size=self.array_size,
                 indexes=None,
                 attempt=self.attempt,
                 exit_codes=None if self.exit_codes is None else (self.exit_codes[n],),
@@ -131,12 +133,44 @@ def job_event(
         job_name=job.name,
         queue=job.queue,
         status=status,
+        array_size=job.size,
         indexes=None if job.size is None else indexes,
         attempt=attempt,
         exit_codes=codes,
         status_reason=status_reason,
         reason=reason,
     )
+
+
+async def read_events(
+    runtime: Runtime, forgotten: ForgottenJobs, after: int, upto: int | None = None
+) -> tuple[list[JobEvent], int]:
+    """Some of the public events after this sequence number (and not after `upto`), and up to where that reaches.
+
+    It reaches no further than `after` where nothing has come.
+
+    Raises:
+        EventsTrimmed: events after that one are no longer kept.
+    """
+    jobs, gone, found, last = runtime.state.jobs, dict[int, ForgottenJob](), list[JobEvent](), after
+    for record in runtime.journal.read(after):
+        if upto is not None and record.last > upto:
+            break
+        for n, event in enumerate(record.events):
+            ident = EventId(record.epoch, record.first + n)
+            if ident.sequence <= after:
+                continue
+            made = job_event(lambda serial: jobs.get(serial) or gone.get(serial), event, ident, record.at_ms)
+            if isinstance(made, int):
+                left = await forgotten.find(made)
+                if left is None:
+                    continue
+                gone[made] = left
+                made = job_event(gone.get, event, ident, record.at_ms)
+            if isinstance(made, JobEvent):
+                found.append(made)
+        last = record.last
+    return found, last
 
 
 class EventStream:
@@ -182,33 +216,15 @@ class EventStream:
         """Get the next events, or wait for news; False: there is nothing more to come."""
         runtime = self._runtime
         self._news.clear()
-        records = [] if runtime.is_closed else runtime.journal.read(self._after)
-        if records:
-            events = await self._events(records)
-            await asyncio.sleep(0)
-            self._page, self._page_end = iter(events), records[-1].last
-            return True
+        if not runtime.is_closed:
+            events, last = await read_events(runtime, self._forgotten, self._after)
+            if last > self._after:
+                await asyncio.sleep(0)
+                self._page, self._page_end = iter(events), last
+                return True
         if runtime.failure is not None:
             runtime.check_open()
         if runtime.is_closed:
             return False
         await self._news.wait()
         return True
-
-    async def _events(self, records: list[Record]) -> list[JobEvent]:
-        jobs, gone, found = self._runtime.state.jobs, dict[int, ForgottenJob](), list[JobEvent]()
-        for record in records:
-            for n, event in enumerate(record.events):
-                ident = EventId(record.epoch, record.first + n)
-                if ident.sequence <= self._after:
-                    continue
-                made = job_event(lambda serial: jobs.get(serial) or gone.get(serial), event, ident, record.at_ms)
-                if isinstance(made, int):
-                    left = await self._forgotten.find(made)
-                    if left is None:
-                        continue
-                    gone[made] = left
-                    made = job_event(gone.get, event, ident, record.at_ms)
-                if isinstance(made, JobEvent):
-                    found.append(made)
-        return found
