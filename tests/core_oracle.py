@@ -40,6 +40,7 @@ class Oracle:
         self.status: dict[Child, str] = {}
         self.parent: dict[int, str] = {}
         self.shape: dict[int, Shape] = {}
+        self.cap: dict[int, int] = {}
         self.size: dict[int, int] = {}
         self.depends_on: dict[int, set[int]] = {}
         self.queue: dict[int, str] = {}
@@ -85,6 +86,7 @@ class Oracle:
         assert not self.to_launch, f"placed but not launched: {self.to_launch}"
         if not adopted:
             self._check_capacity(placed_on)
+            self._check_caps({e.job for e in step.events if isinstance(e, ev.AttemptsPlaced)})
         self._compare(state)
 
     def _move(self, job: int, i: int, target: str) -> None:
@@ -99,6 +101,8 @@ class Oracle:
             case ev.JobSubmitted(serial=serial, spec=spec, size=size, queue=queue, depends_on=depends_on):
                 assert serial not in self.size
                 self.size[serial], self.shape[serial] = size or 1, spec.shape
+                if spec.max_running is not None:
+                    self.cap[serial] = spec.max_running
                 self.queue[serial] = queue
                 self.depends_on[serial] = {dependency.job for dependency in depends_on}
                 for i in range(size or 1):
@@ -215,6 +219,12 @@ class Oracle:
             if serial in self.grown:
                 ahead = [child for child, host in self.ahead.items() if host == serial]
                 assert len(ahead) <= offer.lookahead, "more is taken ahead than the host has offered"
+
+    def _check_caps(self, placed: set[int]) -> None:
+        """No more children of an array run at once than it says. (What is adopted runs in any case.)"""
+        for serial in placed & self.cap.keys():
+            live = sum(job == serial for job, _ in self.live)
+            assert live <= self.cap[serial], f"{live} children of {serial} run, which may have {self.cap[serial]}"
 
     def _compare(self, state: KernelState) -> None:
         assert all(times == 1 for times in self.ended.values()), "a child ended twice"

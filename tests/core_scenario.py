@@ -74,6 +74,7 @@ def lives(rig: Rig) -> None:
     rig.do(ask.AllListed(environment="spare", hosts=("far",)))
     rig.submit("again", queue="high", token="once")
     rig.submit("more", after("late"), size=2, queue="high")
+    rig.submit("few", size=4, max_running=1, vcpus=0.5, attempts=2, queue="high")
     rig.do(ask.DeregisterDefinition(name="step", revision=2))
     for round_number in range(40):
         if all(job.ended for job in rig.state.jobs.values()):

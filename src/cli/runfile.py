@@ -22,7 +22,7 @@ TABLES: Final = ("run", "definitions", "jobs")
 RUN_KEYS: Final = ("name", "max_vcpus", "memory", "gpus", "quotas")
 DEFINITION_KEYS: Final = (
     "command", "script", "environment", "parameters", "vcpus", "memory", "gpus", "retry", "timeout", "workdir",
-    "scratch", "image", "container", "tags", "scheduling_priority",
+    "scratch", "image", "container", "tags", "scheduling_priority", "max_running",
 )  # fmt: skip
 JOB_KEYS: Final = ("definition", "array_size", "depends_on", *DEFINITION_KEYS)
 QUOTA_KEYS: Final = (

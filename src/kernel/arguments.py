@@ -84,6 +84,11 @@ def whole(field: str, value: object) -> int:
     return value
 
 
+def optional_whole(field: str, value: object) -> int | None:
+    """An int or None."""
+    return None if value is None else whole(field, value)
+
+
 def flag(field: str, value: object) -> bool:
     """A bool."""
     if not isinstance(value, bool):

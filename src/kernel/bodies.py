@@ -39,6 +39,7 @@ def definition(
     tags: Any = None,
     scheduling_priority: Any = 0,
     metadata: Any = None,
+    max_running: Any = None,
 ) -> DefinitionBody:
     """A job definition's; see `Kernel.register_job_definition`."""
     return DefinitionBody(
@@ -57,6 +58,7 @@ def definition(
         tags=args.texts("tags", tags),
         scheduling_priority=args.whole("scheduling_priority", scheduling_priority),
         metadata=args.metadata("metadata", metadata),
+        max_running=args.optional_whole("max_running", max_running),
     )
 
 
@@ -85,6 +87,7 @@ def submission(
     scheduling_priority: Any = None,
     client_token: Any = None,
     metadata: Any = None,
+    max_running: Any = None,
 ) -> SubmitJob:
     """A job's; see `Kernel.submit_job`."""
     overrides = Overrides(
@@ -94,17 +97,16 @@ def submission(
         parameters=args.texts("parameters", parameters),
         vcpus_milli=None if vcpus is None else args.milli("vcpus", vcpus),
         memory_mib=None if memory is None else args.mebibytes("memory", memory),
-        gpus=None if gpus is None else args.whole("gpus", gpus),
+        gpus=args.optional_whole("gpus", gpus),
         retry=None if retry is None else args.retry("retry", retry),
         timeout_ms=None if timeout is None else args.milliseconds("timeout", timeout),
         workdir=args.workdir(workdir),
         scratch=None if scratch is None else args.flag("scratch", scratch),
         container=make_container(image, container),
         tags=args.texts("tags", tags),
-        scheduling_priority=(
-            None if scheduling_priority is None else args.whole("scheduling_priority", scheduling_priority)
-        ),
+        scheduling_priority=args.optional_whole("scheduling_priority", scheduling_priority),
         metadata=args.metadata("metadata", metadata),
+        max_running=args.optional_whole("max_running", max_running),
     )
     return SubmitJob(
         job_id=job_id,
@@ -112,7 +114,7 @@ def submission(
         queue=args.text("queue", queue),
         definition=None if definition is None else args.definition("definition", definition),
         overrides=overrides,
-        size=None if array_size is None else args.whole("array_size", array_size),
+        size=args.optional_whole("array_size", array_size),
         depends_on=args.dependencies("depends_on", depends_on),
         client_token=args.optional_text("client_token", client_token),
     )

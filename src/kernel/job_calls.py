@@ -63,12 +63,14 @@ class JobCalls(Calls):
         scheduling_priority: int | None = None,
         client_token: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        max_running: int | None = None,
         job_id: str | None = None,
     ) -> JobHandle:
         """Queue a job; returns once that is on disk.
 
         `definition` is a name (its newest ACTIVE revision) or `name:revision`; without one, `command` or
-        `script` says what to run. `array_size` makes it an array of that many children. `depends_on` lists
+        `script` says what to run. `array_size` makes it an array of that many children, of which
+        `max_running` run at once, at most (None: as many as there is room for). `depends_on` lists
         jobs that have to have SUCCEEDED (ids, handles, or names: the one unfinished job of that name, else
         its newest finished one), `n_to_n(job)` and `SEQUENTIAL`. What else is given overrides the
         definition: `environment` and `parameters` are merged by name, `container` field by field, the rest
@@ -86,29 +88,12 @@ class JobCalls(Calls):
             definition = definition.reference
         request = bodies.submission(
             self._ids.job_id() if job_id is None else args.job_id("job_id", job_id),
-            name=name,
-            queue=queue,
-            definition=definition,
-            array_size=array_size,
-            depends_on=depends_on,
-            command=command,
-            script=script,
-            environment=environment,
-            parameters=parameters,
-            vcpus=vcpus,
-            memory=memory,
-            gpus=gpus,
-            retry=retry,
-            timeout=timeout,
-            workdir=workdir,
-            scratch=scratch,
-            image=image,
-            container=container,
-            tags=tags,
-            scheduling_priority=scheduling_priority,
-            client_token=client_token,
-            metadata=metadata,
-        )
+            name=name, queue=queue, definition=definition, array_size=array_size, depends_on=depends_on,
+            command=command, script=script, environment=environment, parameters=parameters, vcpus=vcpus, memory=memory,
+            gpus=gpus, retry=retry, timeout=timeout, workdir=workdir, scratch=scratch, image=image,
+            container=container, tags=tags, scheduling_priority=scheduling_priority, client_token=client_token,
+            metadata=metadata, max_running=max_running,
+        )  # fmt: skip
         serial = await self._open.request(request)
         job = self._live.state.jobs[serial]
         handle = self._handle(job)

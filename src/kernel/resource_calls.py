@@ -71,6 +71,7 @@ class ResourceCalls(Calls):
         tags: Mapping[str, str] | None = None,
         scheduling_priority: int = 0,
         metadata: Mapping[str, Any] | None = None,
+        max_running: int | None = None,
         exist_ok: bool = False,
     ) -> DefinitionDetail:
         """Make the next revision of a definition; arguments as in `submit_job`.
@@ -98,6 +99,7 @@ class ResourceCalls(Calls):
             tags=tags,
             scheduling_priority=scheduling_priority,
             metadata=metadata,
+            max_running=max_running,
         )
         return await self.put_definition(name, body, exist_ok=exist_ok)
 

@@ -100,6 +100,7 @@ class JobDetail(Struct, frozen=True, kw_only=True):
     timeout_s: float | None
     scheduling_priority: int
     container: ContainerSpec | None
+    max_running: int | None
     tags: Mapping[str, str]
     is_cancelled: bool
     is_terminated: bool
@@ -224,6 +225,7 @@ class DefinitionDetail(Struct, frozen=True, kw_only=True):
     scratch: bool
     scheduling_priority: int
     container: ContainerSpec | None
+    max_running: int | None
     tags: Mapping[str, str]
     metadata: Mapping[str, Any]
     created_at: datetime
@@ -274,6 +276,7 @@ def job_detail(state: KernelState, job: JobRow, index: int | None) -> JobDetail:
         timeout_s=None if spec.timeout_ms is None else spec.timeout_ms / 1000,
         scheduling_priority=spec.scheduling_priority,
         container=spec.container,
+        max_running=spec.max_running,
         tags=spec.tags,
         is_cancelled=cancelled,
         is_terminated=terminated,
@@ -479,6 +482,7 @@ def definition_detail(row: DefinitionRow) -> DefinitionDetail:
         scratch=body.scratch,
         scheduling_priority=body.scheduling_priority,
         container=body.container,
+        max_running=body.max_running,
         tags=body.tags,
         metadata=body.metadata,
         created_at=to_datetime(row.created_ms),

@@ -78,6 +78,7 @@ CASES = {
         scratch = 1                     #! jobs.a.scratch | it is True or False
         tags = { owner = 3 }            #! jobs.a.tags.owner | values are text
         scheduling_priority = 1.0       #! jobs.a.scheduling_priority | it is a whole number
+        max_running = "2"               #! jobs.a.max_running | it is a whole number
         depends_on = "b"                #! jobs.a.depends_on | it is a list
         definition = 3                  #! jobs.a.definition | it is a definition's name
         """,
@@ -97,6 +98,7 @@ CASES = {
         retry = { attempts = 2, evaluate_on_exit = [
             { action = "retry" },       #! jobs.many.retry.evaluate_on_exit[0] | at least one of
         ] }
+        max_running = 0                 #! jobs.many.max_running | 1 or more children
         scheduling_priority = 10000     #! jobs.many.scheduling_priority | 0 to 9999
         """,
     "inside a retry strategy": """
@@ -366,7 +368,7 @@ def test_a_command_goes_with_run_only(cli: Cli) -> None:
 
 def test_the_keys_of_a_file_are_the_kernels() -> None:
     of_a_job = set(inspect.signature(anybatch.Kernel.submit_job).parameters)
-    assert set(JOB_KEYS) == of_a_job - {"self", "name", "queue", "client_token"}
+    assert set(JOB_KEYS) == of_a_job - {"self", "name", "queue", "client_token", "metadata", "job_id"}
     of_a_definition = set(inspect.signature(anybatch.Kernel.register_job_definition).parameters)
     assert set(DEFINITION_KEYS) == of_a_definition - {"self", "name", "exist_ok"}
 

@@ -426,6 +426,22 @@ def test_an_environment_that_does_not_run_what_the_container_asks_for_says_so(ri
     assert reasons(rig, job) == [(Code.CANNOT_RUN_IT, text)]
 
 
+def test_the_cap_of_an_array_is_named(rig: Rig) -> None:
+    job = rig.submit(size=6, max_running=2)
+    assert codes(rig, job, 0)[0] is Code.NEXT
+    rig.place()
+    text = "2 children of its array run, and at most 2 may at once (max_running)"
+    assert reasons(rig, job, 3) == [(Code.MAX_RUNNING, text)]
+    assert reasons(rig, job) == [(Code.MAX_RUNNING, f"child 2: {text} (children: 4 RUNNABLE, 2 STARTING)")]
+
+
+def test_who_is_held_by_a_cap_does_not_go_first_in_an_explanation(rig: Rig) -> None:
+    rig.submit(size=6, max_running=1)
+    rig.place()
+    second = rig.submit("second", size=2)
+    assert codes(rig, second, 0)[0] is Code.NEXT
+
+
 def test_every_code_is_told_by_a_test_here() -> None:
     text = Path(__file__).read_text()
     assert [code for code in Code if f"Code.{code.name}" not in text] == []

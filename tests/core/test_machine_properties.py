@@ -25,7 +25,7 @@ from anybatch.kernel.core.model import (
     Shape,
 )
 from anybatch.kernel.core.snapshot import decode, encode
-from anybatch.kernel.core.state import EnvironmentRow, HostRow, KernelState
+from anybatch.kernel.core.state import EnvironmentRow, HostRow, JobRow, KernelState, Lane
 from anybatch.kernel.core.states import RUNNABLE, RUNNING, STARTING, STATUSES
 from core_oracle import Oracle
 from core_rig import DISABLED, ENABLED, SEQUENTIAL, Rig, after, n_to_n
@@ -73,6 +73,7 @@ class AskedJob(NamedTuple):
     sequential: bool
     waits: list[tuple[int, str]]
     token: str | None
+    max_running: int | None
 
 
 asked_jobs = st.builds(
@@ -85,6 +86,7 @@ asked_jobs = st.builds(
     st.sampled_from((False, False, True)),
     st.lists(st.tuples(numbers, st.sampled_from(("job", "child", "n_to_n", "name"))), max_size=2),
     st.sampled_from((None, None, None, None, "x")),
+    st.sampled_from((None, None, 1, 2)),
 )
 
 
@@ -167,6 +169,7 @@ class KernelMachine(RuleBasedStateMachine):
                 queue=asked.queue,
                 size=size,
                 token=asked.token,
+                max_running=None if size is None else asked.max_running,
                 retry=asked.retry,
                 timeout_ms=asked.timeout_ms,
                 vcpus_milli=shape.vcpus_milli,
@@ -420,7 +423,7 @@ class KernelMachine(RuleBasedStateMachine):
         state = self.rig.state
         held = placement.reservations(state)
         for job in state.jobs.values():
-            if job.children.counts[RUNNABLE]:
+            if job.children.counts[RUNNABLE] and job.room(1):
                 for name in state.queues[job.queue].body.compute_environments:
                     environment = state.environments.get(name)
                     if environment is not None and placement.is_open(environment):
@@ -528,14 +531,25 @@ def timeouts_are_forgotten(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "arm_timeouts", lambda *_: None)
 
 
+def caps_are_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(JobRow, "room", lambda _, most: most)
+
+
+def what_was_capped_stays_out(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Lane, "take_back", lambda *_: None)
+
+
 def best_hosts_are_overlooked(patch: pytest.MonkeyPatch) -> None:
-    best = placement.best_host
+    for name in ("best_host", "ahead_host"):
+        choose = getattr(placement, name)
 
-    def picky(state: KernelState, environment: EnvironmentRow, shape: Shape, *held: Any) -> HostRow | None:
-        host = best(state, environment, shape, *held)
-        return None if host is not None and host.load else host
+        def picky(
+            state: KernelState, environment: EnvironmentRow, shape: Shape, *held: Any, choose: Any = choose
+        ) -> HostRow | None:
+            host: HostRow | None = choose(state, environment, shape, *held)
+            return None if host is not None and host.load else host
 
-    patch.setattr(placement, "best_host", picky)
+        patch.setattr(placement, name, picky)
 
 
 @pytest.mark.parametrize(
@@ -546,6 +560,8 @@ def best_hosts_are_overlooked(patch: pytest.MonkeyPatch) -> None:
         (a_wrong_evolve, "a host's load counts its live attempts"),
         (timeouts_are_forgotten, "a job outlives its timeout"),
         (best_hosts_are_overlooked, "assert not"),
+        (caps_are_forgotten, "children of .* run, which may have"),
+        (what_was_capped_stays_out, "runnable work is in its lane"),
     ],
 )
 def test_a_kernel_with_a_mistake_does_not_pass(

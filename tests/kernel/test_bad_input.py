@@ -180,6 +180,8 @@ def body(make: Callable[..., Case]) -> list[Case]:
         make("scheduling_priority: -1", scheduling_priority=-1),
         make("scheduling_priority: 10000", scheduling_priority=10_000),
         make("scheduling_priority: '1'", scheduling_priority="1"),
+        make("max_running: 0", max_running=0),
+        make("max_running: 1.5", max_running=1.5),
         make("name: 'a b'", name="a b"),
         make("name: ''", name=""),
         make("name: 'aaa", name="a" * 129),

@@ -56,6 +56,7 @@ ARGUMENTS = {
         "scratch",
         "tags",
         "scheduling_priority",
+        "max_running",
         "client_token",
     ],
     "register_job_definition": [
@@ -72,6 +73,7 @@ ARGUMENTS = {
         "scratch",
         "tags",
         "scheduling_priority",
+        "max_running",
         "exist_ok",
     ],
     "create_compute_environment": [

@@ -27,6 +27,8 @@ TAG_VALUE_CHARS_MAX: Final = 256
 VCPUS_MILLI_MAX: Final = 1_000_000_000
 MEMORY_MIB_MAX: Final = 1 << 40
 GPUS_MAX: Final = 1024
+CHILDREN_MAX: Final = 1 << 31
+"""Of a number of children; what an array may have is a quota."""
 TIMEOUT_MS_MAX: Final = 1000 * 86_400 * 36_500
 RESERVED_VARIABLE: Final = "AWS_BATCH"
 
@@ -126,6 +128,7 @@ def check_body(body: DefinitionBody | Overrides, quotas: Quotas) -> None:
         ("gpus", body.gpus, 0, GPUS_MAX, f"gpus are 0 to {GPUS_MAX}"),
         ("timeout", body.timeout_ms, 1, TIMEOUT_MS_MAX, "a timeout is above 0 seconds (and at most 100 years)"),
         ("scheduling_priority", body.scheduling_priority, 0, 9999, "a scheduling priority is 0 to 9999"),
+        ("max_running", body.max_running, 1, CHILDREN_MAX, "max_running is 1 or more children; None: no cap"),
     )
     for field, value, least, most, allowed in ranges:
         if value is not None and not least <= value <= most:
@@ -191,4 +194,5 @@ def merge(body: DefinitionBody, overrides: Overrides, definition: str | None) ->
         definition=definition,
         metadata=overrides.metadata,
         container=overlaid(body.container, overrides.container),
+        max_running=body.max_running if overrides.max_running is None else overrides.max_running,
     )

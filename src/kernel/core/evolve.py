@@ -268,6 +268,7 @@ def _job_ended(state: KernelState, job: JobRow, succeeded: bool) -> None:
     if queue is not None:
         del queue.unfinished[job.serial]
     state.unfinished -= 1
+    job.parked.clear()
     for serial, kind in job.dependents:
         if kind is DependencyType.AFTER_SUCCESS and serial in state.jobs:
             state.jobs[serial].blockers -= 1
@@ -353,6 +354,8 @@ def _attempts_ended(state: KernelState, event: AttemptsEnded, at_ms: int) -> Non
     _heard_of(state, job, indexes)
     if target == RUNNABLE:
         _waits(job, at_ms)
+    if not job.room(1):
+        job.waiting_since_ms = at_ms  # until now it was its own cap that held the rest back
     children.move(indexes, children.status[indexes[0]], target)
     _, stopped = children.times()
     if isinstance(ages, int):
@@ -377,6 +380,10 @@ def _attempts_ended(state: KernelState, event: AttemptsEnded, at_ms: int) -> Non
         _retry(state, job, indexes, counts=event.counts, failure=event.failure)
     else:
         _children_ended(state, job, indexes, succeeded=target == SUCCEEDED)
+    if job.spec.max_running is not None and children.counts[RUNNABLE]:
+        queue = state.queues.get(job.queue)
+        if queue is not None:
+            queue.lane(job.shape).take_back(job)
 
 
 def _heard_of(state: KernelState, job: JobRow, indexes: Sequence[int]) -> None:
@@ -409,7 +416,7 @@ def _retry(state: KernelState, job: JobRow, indexes: Sequence[int], *, counts: b
         lane = queue.lane(job.shape)
         for i in indexes:
             state.turn += 1
-            lane.front.append((state.turn, job.serial, i, job.children.number[i]))
+            heapq.heappush(lane.front, (state.turn, job.serial, i, job.children.number[i]))
         lane.add(job.serial)
 
 

@@ -36,6 +36,7 @@ class Code(StrEnum):
     WAITS_IN_SEQUENCE = "WAITS_IN_SEQUENCE"
     QUEUE_DELETING = "QUEUE_DELETING"
     KERNEL_CLOSING = "KERNEL_CLOSING"
+    MAX_RUNNING = "MAX_RUNNING"
     NEVER_FITS = "NEVER_FITS"
     CANNOT_RUN_IT = "CANNOT_RUN_IT"
     """The environment's backend does not do what the job's container asks for."""
@@ -164,6 +165,11 @@ def _runnable(state: KernelState, job: JobRow, index: int, *, placing: bool) -> 
         return
     if not placing:
         yield Reason(Code.KERNEL_CLOSING, "the kernel is closing and starts nothing more")
+    if not job.room(1):
+        live = job.children.counts[STARTING] + job.children.counts[RUNNING]
+        text = f"{live} children of its array run, and at most {job.spec.max_running} may at once (max_running)"
+        yield Reason(Code.MAX_RUNNING, text)
+        return
     held = reservations(state)
     reasons = [_environment(state, queue, name, job.shape, held) for name in queue.body.compute_environments]
     usable = [reason for reason in reasons if reason.code is Code.NEXT]
@@ -296,11 +302,11 @@ def _waiting(state: KernelState, queue: QueueRow, held: Held, able: tuple[Code, 
         if not any(_environment(state, queue, name, lane.shape, held).code in able for name in names):
             continue
         for serial in lane.members:
-            if serial in state.jobs and state.jobs[serial].children.counts[RUNNABLE]:
+            job = state.jobs.get(serial)
+            if job is not None and job.children.counts[RUNNABLE] and job.room(1):
                 found[serial] = {}
         for turn, serial, index, number in lane.front:
-            children = state.jobs[serial].children if serial in found else None
-            if children is not None and children.status[index] == RUNNABLE and children.number[index] == number:
+            if serial in found and state.jobs[serial].still_waits(index, number):
                 found[serial][index] = turn
     return found
 

@@ -94,7 +94,8 @@ def _check_waiting(state: KernelState, job: JobRow) -> None:
     queue = state.queues.get(job.queue)
     if job.children.counts[RUNNABLE] and queue is not None:
         lane = queue.lanes.get(job.shape)
-        _require(lane is not None and job.serial in lane.members, "runnable work is in its lane", job.serial)
+        is_there = lane is not None and job.serial in lane.members
+        _require(is_there or not job.room(1), "runnable work is in its lane", job.serial)
 
 
 def _check_hosts(state: KernelState) -> None:

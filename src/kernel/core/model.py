@@ -129,6 +129,8 @@ class JobSpec(Struct, frozen=True, kw_only=True):
     definition: str | None = None
     metadata: Mapping[str, Any] = {}
     container: ContainerSpec | None = None
+    max_running: int | None = None
+    """Beyond AWS: how many children of an array are STARTING or RUNNING at once, at most."""
 
     @property
     def shape(self) -> Shape:
@@ -159,6 +161,7 @@ class DefinitionBody(Struct, frozen=True, kw_only=True):
     scheduling_priority: int = 0
     metadata: Mapping[str, Any] = {}
     container: ContainerSpec | None = None
+    max_running: int | None = None
 
 
 class Overrides(Struct, frozen=True, kw_only=True):
@@ -183,6 +186,7 @@ class Overrides(Struct, frozen=True, kw_only=True):
     scheduling_priority: int | None = None
     metadata: Mapping[str, Any] = {}
     container: ContainerSpec | None = None
+    max_running: int | None = None
 
 
 class ResourceState(StrEnum):

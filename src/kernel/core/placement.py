@@ -6,6 +6,8 @@ fits best (the least free vCPUs that are enough; among equals the least free mem
 GPUs). Work of one shape waits in one lane: once the head of a lane fits nowhere, nothing behind it in that
 lane can, so a round costs what it places plus one try per lane, whatever the number of waiting jobs.
 
+A job that runs as many children as it may (`max_running`) leaves its lane, and comes back with the end of one.
+
 What fits nowhere is passed by what does, but only for `PASSED_MS_MAX`: from then on the head of its lane holds
 the host that is nearest to having room for it, and nothing behind it, in its queue or in one of lower
 priority, is placed there until it has been.
@@ -13,6 +15,7 @@ priority, is placed there until it has been.
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final
@@ -126,11 +129,15 @@ def _head_key(state: KernelState, lane: Lane) -> tuple[int, int] | None:
     front = lane.front
     while front:
         turn, serial, index, number = front[0]
-        if serial in state.jobs and _still_waits(state.jobs[serial], index, number):
-            return (0, turn)
-        front.popleft()
+        job = state.jobs.get(serial)
+        if job is not None and job.still_waits(index, number):
+            if job.room(1):
+                return (0, turn)
+            heapq.heappush(job.parked, (turn, index, number))
+        heapq.heappop(front)
     while lane.jobs:
-        if lane.jobs[0] in state.jobs and state.jobs[lane.jobs[0]].children.counts[RUNNABLE]:
+        job = state.jobs.get(lane.jobs[0])
+        if job is not None and job.children.counts[RUNNABLE] and job.room(1):
             return (1, lane.jobs[0])
         lane.drop()
     return None
@@ -146,7 +153,7 @@ def _place_head(
         host = next((h for e in environments if (h := ahead_host(state, e, shape, held)) is not None), None)
     if host is None:
         return None
-    room = host.takes(shape, most)
+    room = state.jobs[lane.front[0][1] if lane.front else lane.jobs[0]].room(host.takes(shape, most))
     if lane.front:
         job, indexes = _take_front(state, lane, room)
     else:
@@ -170,15 +177,10 @@ def _take_front(state: KernelState, lane: Lane, room: int) -> tuple[JobRow, Sequ
         _, other, index, tried = front[0]
         if other != serial or tried != number:
             break
-        if _still_waits(job, index, tried):
+        if job.still_waits(index, tried):
             chosen.append(index)
-        front.popleft()
+        heapq.heappop(front)
     return job, chosen
-
-
-def _still_waits(job: JobRow, index: int, number: int) -> bool:
-    """Whether retried work still waits for the attempt after `number`; if not, its entry is out of date."""
-    return job.children.status[index] == RUNNABLE and job.children.number[index] == number
 
 
 def _same_number(job: JobRow, run: range) -> range:

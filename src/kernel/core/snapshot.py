@@ -162,10 +162,7 @@ def encode(state: KernelState) -> bytes:
                 for name, revisions in sorted(state.definitions.items())
                 for revision, row in sorted(revisions.items())
             ],
-            [
-                _Queue(name, row.body, row.created_ms, row.status, _front(state, row))
-                for name, row in sorted(state.queues.items())
-            ],
+            _queues(state),
             [
                 _Environment(
                     name,
@@ -201,15 +198,22 @@ def encode(state: KernelState) -> bytes:
     )
 
 
-def _front(state: KernelState, queue: QueueRow) -> list[tuple[int, int, int, int]]:
-    return sorted(
-        (turn, serial, index, number)
-        for lane in queue.lanes.values()
-        for turn, serial, index, number in lane.front
-        if serial in state.jobs
-        and state.jobs[serial].children.status[index] == RUNNABLE
-        and state.jobs[serial].children.number[index] == number
-    )
+def _queues(state: KernelState) -> list[_Queue]:
+    """With their retried work in order, wherever it stands."""
+    retried: dict[str, list[tuple[int, int, int, int]]] = {name: [] for name in state.queues}
+    for name, row in state.queues.items():
+        for lane in row.lanes.values():
+            retried[name] += lane.front
+    for job in state.jobs.values():
+        if job.parked and job.queue in retried:
+            retried[job.queue] += [(turn, job.serial, index, number) for turn, index, number in job.parked]
+    return [
+        _Queue(
+            name, row.body, row.created_ms, row.status,
+            sorted(e for e in retried[name] if e[1] in state.jobs and state.jobs[e[1]].still_waits(*e[2:])),
+        )
+        for name, row in sorted(state.queues.items())
+    ]  # fmt: skip
 
 
 def _job(job: JobRow) -> _Job:

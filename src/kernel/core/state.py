@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections import deque
 from typing import Any, Final, NamedTuple
 
 from .children import Children
@@ -24,7 +23,7 @@ from .model import (
     Shape,
     StopKind,
 )
-from .states import RUNNING, STARTING, STATUSES, SUBMITTED, SUCCEEDED, JobStatus
+from .states import RUNNABLE, RUNNING, STARTING, STATUSES, SUBMITTED, SUCCEEDED, JobStatus
 
 LOOKAHEAD_US: Final = 50_000
 """How much work a host may hold beyond its capacity: so little that nobody waits for it noticeably."""
@@ -46,7 +45,7 @@ class JobRow:
         "blockers", "cancelled", "child_dependents", "children", "created_ms", "depends_on", "dependents", "gpus",
         "job_id", "name", "n_to_n", "parent", "parent_stopped_ms", "principal", "queue", "referrers", "request_id",
         "sequential", "serial", "shape", "size", "spec", "stopping", "terminated", "token", "touched_ms", "uncounted",
-        "flags", "lost", "waiting_since_ms",
+        "flags", "lost", "parked", "waiting_since_ms",
     )  # fmt: skip
 
     def __init__(
@@ -88,6 +87,8 @@ class JobRow:
         """Attempts per child that are not held against its retry strategy."""
         self.lost: dict[int, int] = {}
         """Those of them that were lost with their host."""
+        self.parked: list[tuple[int, int, int]] = []
+        """A heap of (turn, index, attempt number so far): retried work that `max_running` keeps out of its lane."""
         self.flags: dict[int, bool] = {}
         """Children cancelled (False) or terminated (True) one by one."""
 
@@ -100,6 +101,15 @@ class JobRow:
     def ended(self) -> bool:
         """Whether the job as a whole is SUCCEEDED or FAILED."""
         return (self.children.status[0] if self.size is None else self.parent) >= SUCCEEDED
+
+    def room(self, most: int) -> int:
+        """How many more children its own cap lets run now, at most `most`."""
+        cap, counts = self.spec.max_running, self.children.counts
+        return most if cap is None else max(0, min(most, cap - counts[STARTING] - counts[RUNNING]))
+
+    def still_waits(self, index: int, number: int) -> bool:
+        """Whether retried work still waits for the attempt after `number`; if not, an entry for it is out of date."""
+        return self.children.status[index] == RUNNABLE and self.children.number[index] == number
 
     def live(self) -> list[int]:
         """The children that are STARTING or RUNNING, ascending."""
@@ -122,10 +132,11 @@ class Lane:
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
-        self.front: deque[tuple[int, int, int, int]] = deque()
-        """(turn, job, index, attempt number so far): retried work, in the order in which it came back."""
+        self.front: list[tuple[int, int, int, int]] = []
+        """A heap of (turn, job, index, attempt number so far): retried work, in the order in which it came back."""
         self.jobs: list[int] = []
-        """A heap of serials; one whose job has no RUNNABLE child left is dropped when it comes up."""
+        """A heap of serials; one that has no RUNNABLE child left, or runs as many as it may, is dropped when it comes
+        up."""
         self.members: set[int] = set()
 
     def add(self, serial: int) -> None:
@@ -133,6 +144,16 @@ class Lane:
         if serial not in self.members:
             self.members.add(serial)
             heapq.heappush(self.jobs, serial)
+
+    def take_back(self, job: JobRow) -> None:
+        """The job may run more children again: it and as much of its retried work return to where they stood."""
+        room = job.room(len(job.parked))
+        while room and job.parked:
+            turn, index, number = heapq.heappop(job.parked)
+            if job.still_waits(index, number):
+                heapq.heappush(self.front, (turn, job.serial, index, number))
+                room -= 1
+        self.add(job.serial)
 
     def drop(self) -> None:
         """Take the first job off."""

@@ -43,6 +43,7 @@ def decide_submit(state: KernelState, request: SubmitJob) -> tuple[list[JobSubmi
     spec = _spec(state, request)
     _check_container(state, queue, spec)
     size = _check_size(request.size, quotas.array_size_max)
+    _check_array_only(request)
     depends_on = _dependencies(state, request.depends_on, size)
     event = JobSubmitted(
         state.next_serial, request.job_id, request.name, request.queue, spec, size, depends_on,
@@ -59,6 +60,13 @@ def _check_size(size: int | None, most: int) -> int | None:
     if size > most:
         raise QuotaExceeded("array_size", size, f"an array has 2 to {most} children (quota array_size_max)")
     return size
+
+
+def _check_array_only(request: SubmitJob) -> None:
+    """What is about children is for arrays; in a definition it stands for those of its jobs that are."""
+    given = request.overrides.max_running
+    if request.size is None and given is not None:
+        raise InvalidValue("max_running", given, "only an array job has children to count; give array_size")
 
 
 def _spec(state: KernelState, request: SubmitJob) -> JobSpec:
