@@ -45,10 +45,13 @@ GROUPS_MAX = 256  # jobs whose prepared environments are kept
 BURST = 32  # attempts handed to the spawning threads at once
 SPAWNERS_MAX = 4  # threads; one more than there are processors, up to this
 SPAWN_POLL_MS = 2
+CPUS = os.cpu_count() or 1
+NAP_S_EACH = 0.00025  # of rest before a turn, for each attempt that runs beyond the number of processors
+NAP_S_MAX = 0.003
 ALL = 1 << 30
 REPORT_MAX = 2_000  # exits in one report, so that a frame stays far below FRAME_MAX
 OUT_MAX = 32 << 20  # bytes waiting for a client that does not read, before it is cut off
-STARTED_DELAY_MS = 4  # a start waits this long for an exit to be reported with: short attempts need one report
+REPORT_DELAY_MS = 8  # news waits this long to be reported with more, unless a slot waits for the kernel
 ENDING_POLL_MS = 10
 AGE_SLACK_MS = 50  # of a process's start: ticks are coarse
 START_NEAR_MS = 5_000  # a process that a killed agent's record names began within so long of the record
@@ -183,10 +186,10 @@ class Processes:
 
 
 def own_memory(pid: int, otherwise: int) -> int:
-    """Bytes of resident memory, with its share of what it shares."""
+    """Bytes of resident memory, with its share of what it shares; 0 of what has just ended."""
     with contextlib.suppress(OSError, TypeError):
         return int(re.search(r"Pss: +(\d+)", read_file("/proc/%d/smaps_rollup" % pid))[1]) << 10  # type: ignore[index]
-    return otherwise
+    return 0 if os.path.exists("/proc/self/smaps_rollup") else otherwise
 
 
 def uptime_ms() -> int:
@@ -461,24 +464,30 @@ class Out:
 
     cutter = 0  # the process that shortens it
     file: Any = None  # it, open for reading
+    fd = -1  # its descriptor
+    actions: Any = None  # what the C library opens it by
 
     def __init__(self, path: str, number: int) -> None:
         self.path = path
         self.number = number
 
     def size(self) -> int:
-        with contextlib.suppress(OSError):
-            return (os.stat(self.path) if self.file is None else os.fstat(self.file.fileno())).st_size
-        return 0
+        try:
+            return os.lseek(self.fd, 0, os.SEEK_END) if self.fd >= 0 else os.stat(self.path).st_size
+        except OSError:
+            return 0
 
     def is_free(self) -> bool:
         """Whether nobody can write to it any more (else no lease is given), so that it can serve another attempt."""
-        with contextlib.suppress(OSError, AttributeError):
-            self.file = self.file or open(self.path, "rb", buffering=0)  # noqa: SIM115
-            fcntl.fcntl(self.file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-            fcntl.fcntl(self.file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-            return self.number <= OUTS_MAX
-        return False
+        try:
+            if self.fd < 0:
+                self.file = open(self.path, "rb", buffering=0)  # noqa: SIM115
+                self.fd = self.file.fileno()
+            fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except (OSError, AttributeError):
+            return False
+        return self.number <= OUTS_MAX
 
     def place(self, log: str) -> None:
         """Move it to where the log belongs. (OSError: that is not possible.)"""
@@ -487,7 +496,7 @@ class Out:
         except FileNotFoundError:
             os.makedirs(os.path.dirname(log), exist_ok=True)
             os.rename(self.path, log)
-        self.path, self.number = log, 0
+        self.path, self.number, self.actions = log, 0, None
 
     def free_middle(self, library: Any, keep: int) -> None:
         """Give the disk back all but so many bytes at either end, where the file system can."""
@@ -534,7 +543,7 @@ class Spec:
             raise StartError("CannotStartContainerError: the command is empty")
         name = self.command[0]
         if "/" in name:
-            return os.path.join(workdir, name)
+            return name if name[0] == "/" else os.path.join(workdir, name)
         seen = None
         for folder in self.environment.get("PATH", os.defpath).split(os.pathsep):
             path = os.path.join(workdir, folder, name)
@@ -591,10 +600,9 @@ class Group:
 
     def variables(self, index: int, own: Dict[str, str]) -> List[bytes]:
         """The environment of one attempt: the group's, its own, and those given."""
-        if self.array_size is None:
-            own["AWS_BATCH_JOB_ID"] = self.job
-        else:
-            own["AWS_BATCH_JOB_ID"] = "%s:%d" % (self.job, index)
+        own["AWS_BATCH_JOB_ID"] = self.job
+        if self.array_size is not None:
+            own["AWS_BATCH_JOB_ID"] += ":%d" % index
             own["AWS_BATCH_JOB_ARRAY_INDEX"] = str(index)
         devices = self.gpus.get(str(index)) if self.gpus else None
         if devices:
@@ -604,7 +612,7 @@ class Group:
             if b"\0" in b"".join(fixed):
                 raise StartError(EMBEDDED_NULL)
             self.fixed, self.own = fixed, list(own)
-        return self.fixed + [os.fsencode("%s=%s" % item) for item in own.items()]
+        return self.fixed + [("%s=%s" % item).encode("utf-8", "surrogateescape") for item in own.items()]
 
 
 class Attempt:
@@ -629,10 +637,7 @@ class Attempt:
     def __init__(self, group: Group, index: int) -> None:
         self.group = group
         self.index = index
-
-    @property
-    def key(self) -> Key:
-        return (self.group.job, self.index, self.group.number)
+        self.key: Key = (group.job, index, group.number)
 
     @property
     def name(self) -> str:
@@ -679,10 +684,29 @@ def one_file_system() -> List[str]:
 
 def ended_child() -> int:
     """The process id of a child that has ended and is not reaped yet: its number is still its own. 0: none."""
-    with contextlib.suppress(ChildProcessError):
+    try:
         info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        return info.si_pid if info is not None else 0
-    return 0
+    except ChildProcessError:
+        return 0
+    return info.si_pid if info is not None else 0
+
+
+class FileActions:
+    """The C library's note of what a new process does with its descriptors: stdout and stderr go to a log."""
+
+    def __init__(self, library: Any, log: bytes) -> None:
+        self.library = library
+        self.buffer = ctypes.create_string_buffer(512)
+        library.posix_spawn_file_actions_init(self.buffer)
+        library.posix_spawn_file_actions_addopen(self.buffer, 1, log, LOG_FLAGS, 0o600)
+        library.posix_spawn_file_actions_adddup2(self.buffer, 1, 2)
+
+    def __del__(self) -> None:
+        self.library.posix_spawn_file_actions_destroy(self.buffer)
+
+
+def wake(number: int, frame: Any) -> None:
+    """Handles signals that are to wake the loop: what they write to its pipe does."""
 
 
 class Spawner:
@@ -698,6 +722,7 @@ class Spawner:
         self.todo: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.library = ctypes.CDLL(None)
+        self.short = ctypes.PyDLL(None)  # for calls that are over before another thread could run
         self.attributes, defaults = ctypes.create_string_buffer(1024), ctypes.create_string_buffer(256)
         self.library.posix_spawnattr_init(self.attributes)
         if self.library.posix_spawnattr_setflags(self.attributes, ctypes.c_short(0x84)):  # SETSID | SETSIGDEF
@@ -706,47 +731,43 @@ class Spawner:
         for number in DEFAULT_SIGNALS:
             self.library.sigaddset(defaults, number)
         self.library.posix_spawnattr_setsigdefault(self.attributes, defaults)
-        for _ in range(min(SPAWNERS_MAX, 1 + (os.cpu_count() or 1))):
+        for _ in range(min(SPAWNERS_MAX, 1 + CPUS)):
             threading.Thread(target=self._work, daemon=True).start()
 
-    def put(self, one: Attempt, program: str, arguments: List[bytes], variables: List[bytes], log: str) -> None:
-        """Start a program in a session of its own, its output appended to `log`."""
+    def put(self, one: Attempt, program: str, arguments: List[bytes], variables: List[bytes]) -> None:
+        """Start a program in a session of its own, its output appended to the attempt's log."""
+        out = one.out
+        if out.actions is None:
+            out.actions = FileActions(self.short, os.fsencode(out.path))
+        argv = (ctypes.c_char_p * (len(arguments) + 1))(*arguments)
+        envp = (ctypes.c_char_p * (len(variables) + 1))(*variables)
         self.count += 1
-        self.todo.put((one, program, arguments, variables, log))
+        self.todo.put((one, program, argv, envp))
 
-    def take(self, least: int) -> List[Tuple[Attempt, str, str, int]]:
-        """What has been started, waiting for so many: attempt, program, log, process id or negative error."""
+    def take(self, least: int) -> List[Tuple[Attempt, str, int]]:
+        """What has been started, waiting for so many: attempt, program, process id or negative error."""
         found: List[Any] = []
-        with contextlib.suppress(queue.Empty):
-            while self.count:
-                found.append(self.done.get(len(found) < least))
-                self.count -= 1
+        while self.count and (len(found) < least or self.done.qsize()):
+            found.append(self.done.get())
+            self.count -= 1
         return found
 
     def _work(self) -> None:
         inside: Optional[MemorySlot] = None  # the cgroup that this thread is in
+        spawn, attributes = self.library.posix_spawn, self.attributes
         while True:
-            one, program, arguments, variables, log = self.todo.get()
+            one, program, argv, envp = self.todo.get()
             one.started_ms = self.now_ms()
+            pid = ctypes.c_int(-1)
             try:
                 if one.slot is not inside and self.groups.threads:
                     write_file(0, one.slot.path if one.slot else os.path.dirname(self.groups.base), "tasks")
                     inside = one.slot
-                pid = self._spawn(os.fsencode(program), arguments, variables, os.fsencode(log))
-            except Exception as error:
-                pid = -(getattr(error, "errno", None) or errno.EINVAL)
-            self.done.put((one, program, log, pid))
-
-    def _spawn(self, program: bytes, arguments: List[bytes], variables: List[bytes], log: bytes) -> int:
-        library, actions, pid = self.library, ctypes.create_string_buffer(512), ctypes.c_int(-1)
-        argv = (ctypes.c_char_p * (len(arguments) + 1))(*arguments, None)
-        envp = (ctypes.c_char_p * (len(variables) + 1))(*variables, None)
-        library.posix_spawn_file_actions_init(actions)
-        library.posix_spawn_file_actions_addopen(actions, 1, log, LOG_FLAGS, 0o600)
-        library.posix_spawn_file_actions_adddup2(actions, 1, 2)
-        error = library.posix_spawn(ctypes.byref(pid), program, actions, self.attributes, argv, envp)
-        library.posix_spawn_file_actions_destroy(actions)
-        return -error if error else pid.value
+                path, actions = os.fsencode(program), one.out.actions.buffer
+                error = spawn(ctypes.byref(pid), path, actions, attributes, argv, envp)
+            except Exception as trouble:
+                error = getattr(trouble, "errno", None) or errno.EINVAL
+            self.done.put((one, program, -error if error else pid.value))
 
 
 # ---- the connection ----
@@ -885,6 +906,7 @@ class Agent:
         self.timer_count = 0
         self.new_started: List[Attempt] = []
         self.new_exited: List[Attempt] = []
+        self.report_at = 0  # pending attempts with which exits are reported at once: the kernel is to send more
         self.unacked: Deque[Tuple[int, List[Attempt]]] = deque()
         self.reapers: Set[int] = set()  # processes that orphans of a former agent went to
         self.entered: Optional[Group] = None  # whose working directory the agent is in
@@ -1031,7 +1053,7 @@ class Agent:
             if signal.getsignal(number) is signal.SIG_IGN:
                 signal.signal(number, signal.SIG_DFL)
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGCHLD, signal.SIGIO):
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, wake)
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "terminated", True))
         self.groups.open()
         self.spawner = Spawner(self.now_ms, self.groups)
@@ -1063,6 +1085,7 @@ class Agent:
             try:
                 for key, _ in self.selector.select(self._wait_s()):
                     key.data()
+                self._nap(len(self.running) + self.spawner.count - CPUS)
                 self._turn()
                 failures = 0
             except Exception:
@@ -1074,6 +1097,13 @@ class Agent:
         for connection in list(self.connections):
             connection.close(wait=True)
         self.groups.close()
+
+    def _nap(self, crowd: int) -> None:
+        """While more runs than there are processors, let a few end, and take note of them together, unsignalled."""
+        if crowd > 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            time.sleep(min(NAP_S_MAX, NAP_S_EACH * crowd))
+            signal.signal(signal.SIGCHLD, wake)
 
     def _finished(self) -> bool:
         if self.running or self.pending or self.ending or self.spawner.count:
@@ -1095,7 +1125,9 @@ class Agent:
             return ENDING_POLL_MS / 1000
         until = min(self.next_tick_ms, self.next_look_ms, self.orphaned_at_ms)
         if self.new_started:
-            until = min(until, self.new_started[0].started_ms + STARTED_DELAY_MS - 1)
+            until = min(until, self.new_started[0].started_ms + REPORT_DELAY_MS - 1)
+        if self.new_exited:
+            until = min(until, self.new_exited[0].stopped_ms + REPORT_DELAY_MS - 1)
         if self.timers:
             until = min(until, self.timers[0][0])
         if not self.running and not self.connections:
@@ -1110,7 +1142,7 @@ class Agent:
         self._fire_timers()
         if self.pending and self.spawner.count < BURST:
             self._start_burst()
-        if self.new_exited or self.new_started:
+        if self._is_news_due():
             self._flush()
 
     def _tick(self) -> None:
@@ -1199,6 +1231,7 @@ class Agent:
                 self.missing.extend(Attempt(group, index) for index in missing)
         if message["last"]:
             self._land(ALL)
+            self._flush()
             self._give_up_missing()
             if not self.settled:
                 self.settled = True
@@ -1250,12 +1283,14 @@ class Agent:
             for index in indexes:
                 known = self.attempts.get((job, index, number))
                 if known is None:
-                    one = self.attempts[(job, index, number)] = Attempt(group, index)
+                    one = Attempt(group, index)
+                    self.attempts[one.key] = one
                     self.pending.append(one)
                 elif known.state == ENDED and known not in self.new_exited:
                     connection.send(report_line(self.seq, (), (known,)))
                 elif known.state in (RUNNING, ENDING):
                     connection.send(report_line(0, (known,), ()))
+        self.report_at = len(self.pending) // 2
 
     def _group(self, job: str, number: int, array_size: Optional[int], spec: Spec, gpus: Any) -> Group:
         group = Group(self.kernel, job, number)
@@ -1385,7 +1420,8 @@ class Agent:
             if limit:
                 tree = processes.tree([one.pid] + [stray for stray, owner in self.strays.items() if owner is one])
                 held = {pid: processes.pages.get(pid, 0) * PAGE for pid in tree}
-                if sum(held.values()) > limit and sum(own_memory(*item) for item in held.items()) > limit:
+                # Twice: shares are read one by one, and grow when somebody who shares has ended meanwhile.
+                if sum(held.values()) > limit and all(sum(map(own_memory, *zip(*held.items()))) > limit for _ in "12"):
                     one.over_memory = True
                     for pid in tree.intersection(processes.born):
                         send_signal(pid, signal.SIGKILL, processes.born[pid])
@@ -1411,7 +1447,7 @@ class Agent:
                     procs = os.path.join(one.slot.path, "cgroup.procs")
                     run, shell = "/bin/sh", ["sh", "-c", ENTER_AND_RUN, procs, program]
                     arguments = [*map(os.fsencode, shell), *arguments[1:]]
-            self.spawner.put(one, run, arguments, group.variables(one.index, own), log)
+            self.spawner.put(one, run, arguments, group.variables(one.index, own))
             one.state = SPAWNING
         except StartError as error:
             self._not_started(one, str(error))
@@ -1420,7 +1456,7 @@ class Agent:
 
     def _land(self, least: int = 0) -> None:
         """Take note of what has been spawned; wait for so many (ALL) of those under way."""
-        for one, program, log, pid in self.spawner.take(least):
+        for one, program, pid in self.spawner.take(least):
             spec = one.group.spec
             if pid > 0:
                 one.pid, one.state = pid, RUNNING
@@ -1431,7 +1467,7 @@ class Agent:
                     self._at(one.started_ms + spec.timeout_ms, one)
             else:
                 spec.program = None  # to be looked for again
-                self._not_started(one, self._diagnose(OSError(-pid, os.strerror(-pid)), program, log))
+                self._not_started(one, self._diagnose(OSError(-pid, os.strerror(-pid)), program, one.out.path))
 
     def _enter(self, group: Group) -> None:
         """Make a group's folders, and go to its working directory, which posix_spawn passes on."""
@@ -1517,8 +1553,10 @@ class Agent:
                 break
             one = self.running.pop(pid, None)
             if one is not None:
-                with contextlib.suppress(OSError):  # now, while nobody else can have its number
+                try:  # now, while nobody else can have its number
                     send_group_signal(pid, signal.SIGKILL)
+                except OSError:
+                    pass
             status = os.waitpid(pid, 0)[1]
             if one is None:
                 self.strays.pop(pid, None)
@@ -1534,9 +1572,10 @@ class Agent:
     def _end_trees(self, ended: List[Attempt]) -> None:
         """Report what nothing is left of; the rest of each tree has had, or gets now, its SIGKILL."""
         alive = self._kill_strays(ended)
-        alive.update(one for one in self.ending + ended if one.slot is not None and one.slot.kill())
         still: List[Attempt] = []
-        for one in self.ending + ended if self.ending else ended:
+        for one in self.ending + ended:
+            if one.slot is not None and one.slot.kill():
+                alive.add(one)
             try:
                 os.killpg(one.pid, 0)  # only asks: its number may be anybody's by now
             except OSError as error:
@@ -1654,12 +1693,19 @@ class Agent:
         if now >= self.next_tick_ms:
             self._tick()
 
+    def _is_news_due(self) -> bool:
+        """Whether starts and exits are to be reported now: not while there is work enough till more has come."""
+        past = self.now_ms() - REPORT_DELAY_MS
+        if self.new_exited and (len(self.pending) <= self.report_at or self.new_exited[0].stopped_ms <= past):
+            return True
+        return bool(self.new_started) and self.new_started[0].started_ms <= past
+
     def _flush(self) -> None:
-        """Spool and send this turn's starts and exits."""
-        soon, now = STARTED_DELAY_MS, self.now_ms()
+        """Spool and send the exits, and the starts of those that have run for a while."""
+        past = self.now_ms() - REPORT_DELAY_MS
         begun = [one for one in self.new_started if one.state != ENDED]  # the end of one that has ended tells its start
-        started = [one for one in begun if one.started_ms + soon <= now]
-        self.new_started = [one for one in begun if one.started_ms + soon > now]
+        started = [one for one in begun if one.started_ms <= past]
+        self.new_started = [one for one in begun if one.started_ms > past]
         exited, self.new_exited = self.new_exited, []
         if not started and not exited:
             return

@@ -475,7 +475,7 @@ async def test_what_attempts_of_a_killed_agent_wrote_is_kept(rig: Rig) -> None:
     backend, context = await rig.open()
     gate = rig.root / "gate"
     wait = f"while [ ! -e {gate} ]; do sleep 0.01; done"
-    text = f"[ $AWS_BATCH_JOB_ARRAY_INDEX = 1 ] && exec sleep 60; {wait}; echo late; sleep 60"
+    text = f"[ $AWS_BATCH_JOB_ARRAY_INDEX = 1 ] && exec sleep 60; {wait}; echo late; exec sleep 60"
     await backend.launch([launch(shell("true"), range(3), array_size=3, number=2)])
     await until(lambda: len(context.ends) == 3)
     await backend.launch([launch(shell(text), range(3), array_size=3)])
