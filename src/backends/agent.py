@@ -51,7 +51,8 @@ NAP_S_MAX = 0.003
 ALL = 1 << 30
 REPORT_MAX = 2_000  # exits in one report, so that a frame stays far below FRAME_MAX
 OUT_MAX = 32 << 20  # bytes waiting for a client that does not read, before it is cut off
-REPORT_DELAY_MS = 8  # news waits this long to be reported with more, unless a slot waits for the kernel
+EXITED_DELAY_MS = 8  # an exit waits this long to be reported with others, while there is enough to start till then
+STARTED_DELAY_MS = 20  # a start waits this long for an exit to be reported with: short attempts need one report
 ENDING_POLL_MS = 10
 AGE_SLACK_MS = 50  # of a process's start: ticks are coarse
 START_NEAR_MS = 5_000  # a process that a killed agent's record names began within so long of the record
@@ -1125,9 +1126,9 @@ class Agent:
             return ENDING_POLL_MS / 1000
         until = min(self.next_tick_ms, self.next_look_ms, self.orphaned_at_ms)
         if self.new_started:
-            until = min(until, self.new_started[0].started_ms + REPORT_DELAY_MS - 1)
+            until = min(until, self.new_started[0].started_ms + STARTED_DELAY_MS - 1)
         if self.new_exited:
-            until = min(until, self.new_exited[0].stopped_ms + REPORT_DELAY_MS - 1)
+            until = min(until, self.new_exited[0].stopped_ms + EXITED_DELAY_MS - 1)
         if self.timers:
             until = min(until, self.timers[0][0])
         if not self.running and not self.connections:
@@ -1695,14 +1696,14 @@ class Agent:
 
     def _is_news_due(self) -> bool:
         """Whether starts and exits are to be reported now: not while there is work enough till more has come."""
-        past = self.now_ms() - REPORT_DELAY_MS
-        if self.new_exited and (len(self.pending) <= self.report_at or self.new_exited[0].stopped_ms <= past):
-            return True
-        return bool(self.new_started) and self.new_started[0].started_ms <= past
+        now = self.now_ms()
+        if self.new_exited:
+            return len(self.pending) <= self.report_at or self.new_exited[0].stopped_ms + EXITED_DELAY_MS <= now
+        return bool(self.new_started) and self.new_started[0].started_ms + STARTED_DELAY_MS <= now
 
     def _flush(self) -> None:
         """Spool and send the exits, and the starts of those that have run for a while."""
-        past = self.now_ms() - REPORT_DELAY_MS
+        past = self.now_ms() - STARTED_DELAY_MS
         begun = [one for one in self.new_started if one.state != ENDED]  # the end of one that has ended tells its start
         started = [one for one in begun if one.started_ms <= past]
         self.new_started = [one for one in begun if one.started_ms > past]

@@ -235,7 +235,8 @@ class HostRow:
         room = self.fits(shape, most)
         if room == most or shape.gpus:
             return room
-        more = min(self.lookahead, LOOKAHEAD_US // max(self.recent_us, 1)) - self.ahead
+        at_once = self.vcpus_milli // shape.vcpus_milli if shape.vcpus_milli else 1
+        more = min(self.lookahead, LOOKAHEAD_US * at_once // max(self.recent_us, 1)) - self.ahead
         return min(most, room + max(more, 0))
 
 
