@@ -25,7 +25,7 @@ SHARED_BY_BACKENDS = {"agent", "agent_client"}
 """Modules of src/backends that others there may import; so may any module whose name begins with `_`."""
 
 MAX_FILE_LINES = 600
-MAX_AGENT_LINES = 1800  # one file, because it is copied to hosts as it is
+MAX_AGENT_LINES = 1900  # one file, because it is copied to hosts as it is
 MAX_FUNCTION_LINES = 80
 
 
