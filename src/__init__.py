@@ -10,10 +10,12 @@ plugin authors import `anybatch.testing`.
 from anybatch.backends.inline import InlineAttempt, InlineBackend
 from anybatch.kernel.apply import Applied
 from anybatch.kernel.arguments import SEQUENTIAL, n_to_n
+from anybatch.kernel.config import Config, load_config
 from anybatch.kernel.core.container import ContainerSpec
 from anybatch.kernel.core.errors import (
     AnyBatchError,
     BackendError,
+    ConfigError,
     Conflict,
     EventsTrimmed,
     InvalidValue,
@@ -23,6 +25,7 @@ from anybatch.kernel.core.errors import (
     JournalLocked,
     KernelBug,
     KernelClosed,
+    Mistake,
     NotFound,
     PluginError,
     QuotaExceeded,
@@ -67,6 +70,8 @@ __all__ = [
     "AttemptDetail",
     "BackendError",
     "Code",
+    "Config",
+    "ConfigError",
     "Conflict",
     "ContainerSpec",
     "DefinitionDetail",
@@ -96,6 +101,7 @@ __all__ = [
     "Kernel",
     "KernelBug",
     "KernelClosed",
+    "Mistake",
     "NotFound",
     "PluginError",
     "PluginInfo",
@@ -113,5 +119,6 @@ __all__ = [
     "SinkError",
     "TaggedKind",
     "list_plugins",
+    "load_config",
     "n_to_n",
 ]

@@ -23,6 +23,7 @@ from anybatch.kernel.backend import (
     BackendContext,
     Capabilities,
     Capacity,
+    EnvironmentSettings,
     Launch,
     log_path,
 )
@@ -98,11 +99,17 @@ class InlineBackend:
         self._exits: dict[tuple[str, int], tuple[list[int], list[int], list[int]]] = {}
         self._abandoned: set[asyncio.Task[int | None]] = set()
 
+    @staticmethod
+    def expects(settings: EnvironmentSettings) -> Sequence[Capacity]:
+        """What the one host offers."""
+        options = msgspec.convert(settings.options, InlineOptions)
+        return [Capacity(vcpus_milli=settings.max_vcpus_milli, memory_mib=options.memory)]
+
     async def start(self, context: BackendContext, known: Sequence[Launch]) -> None:
         self._report()
         self._context = context
-        options = msgspec.convert(context.settings.options, InlineOptions)
-        context.host_up("inline", Capacity(vcpus_milli=context.settings.max_vcpus_milli, memory_mib=options.memory))
+        (capacity,) = self.expects(context.settings)
+        context.host_up("inline", capacity)
         for launch in known:
             gone = [key.index for key in launch.attempts() if key not in self._tasks]
             if gone:

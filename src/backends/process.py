@@ -13,7 +13,16 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from ..kernel.backend import API_VERSION, AttemptKey, BackendContext, Capabilities, Capacity, Launch, log_path
+from ..kernel.backend import (
+    API_VERSION,
+    AttemptKey,
+    BackendContext,
+    Capabilities,
+    Capacity,
+    EnvironmentSettings,
+    Launch,
+    log_path,
+)
 from ..kernel.core.container import CONTAINER_FIELDS, IMAGE_COMMAND
 from ..kernel.core.errors import BackendError
 from .agent_client import AgentClient, AgentSettings, LocalAgent, default_environment
@@ -76,17 +85,23 @@ class ProcessBackend:
         """How attempts are held to their memory at present: "cgroup", "watch" or "none"."""
         return "none" if self._client is None else self._client.memory
 
+    @staticmethod
+    def expects(settings: EnvironmentSettings) -> Sequence[Capacity]:
+        """What the one host offers: the options say, and the machine where they do not."""
+        options = msgspec.convert(settings.options, ProcessOptions)
+        memory_mib = int(machine_memory_mib() * MEMORY_SHARE) if options.memory is None else options.memory
+        return [
+            Capacity(
+                vcpus_milli=settings.max_vcpus_milli,
+                memory_mib=memory_mib,
+                gpus=options.gpus,
+                lookahead=options.lookahead,
+            )
+        ]
+
     async def start(self, context: BackendContext, known: Sequence[Launch]) -> None:
         options = msgspec.convert(context.settings.options, ProcessOptions)
-        memory_mib = options.memory
-        if memory_mib is None:
-            memory_mib = int(machine_memory_mib() * MEMORY_SHARE)
-        capacity = Capacity(
-            vcpus_milli=context.settings.max_vcpus_milli,
-            memory_mib=memory_mib,
-            gpus=options.gpus,
-            lookahead=options.lookahead,
-        )
+        (capacity,) = self.expects(context.settings)
         settings = AgentSettings(
             memory=options.memory_enforcement,
             log_bytes_max=options.log_bytes_max,

@@ -11,7 +11,7 @@ from typing import TextIO
 
 import structlog
 
-from . import plugins, run
+from . import check, plugins, run
 from .console import silence
 from .runner import ENGINE_FAILED
 
@@ -19,6 +19,7 @@ EXAMPLES = """\
 examples:
   anybatch run pipeline.toml            run a file of jobs, and wait for the end
   anybatch run -a 100 -- ./work.sh      run a command 100 times, as an array
+  anybatch check pipeline.toml          say what a file would do, without doing it
   anybatch plugins                      what is installed
 
 `anybatch COMMAND --help` tells more.
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"anybatch {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     run.add_parser(commands)
+    check.add_parser(commands)
     plugins.add_parser(commands)
     return parser
 

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 
-from .plan import Plan, bad
+from .plan import FORMAT, Plan, bad
 
 
 class EngineFailure(Exception):
@@ -22,7 +23,9 @@ def new_journal(plan: Plan) -> Path:
     """A new place in the user's state folder."""
     state = os.environ.get("XDG_STATE_HOME", "")
     parent = Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state"
-    label = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(plan.source).stem if plan.source else plan.name)[:60]
+    label = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(plan.config.source).stem if plan.config.source else plan.config.name)[
+        :60
+    ]
     folder = f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     return parent / "anybatch" / "runs" / folder / "batch.db"
 
@@ -35,18 +38,27 @@ def find_kept(journal: Path) -> Plan | None:
     """The plan that was kept beside a journal; None if there is no journal yet.
 
     Raises:
-        BadPlan: what is there is no journal of a run.
+        ConfigError: what is there is no journal of a run.
     """
     path = _kept_path(journal)
     if not journal.exists() and not path.exists():
         return None
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Plan)
+        plan = msgspec.json.decode(path.read_bytes(), type=Plan)
+        if plan.format == FORMAT:
+            return plan
+        why = f"format {plan.format}, this anybatch reads {FORMAT}"
     except OSError as e:
         why = f"{journal} is not the journal of an `anybatch run`: {path} cannot be read ({e.strerror})"
         raise bad("--journal", why) from None
     except msgspec.MsgspecError as e:
-        raise bad("--journal", f"{path} is damaged, or of another version of anybatch: {e}") from None
+        why = str(e)
+    raise bad("--journal", f"{path} is damaged, or of another version of anybatch: {why}")
+
+
+def _to_keep(plan: Plan) -> Plan:
+    """Without the lines of its source: that may be another one by then."""
+    return structs.replace(plan, config=structs.replace(plan.config, lines={}))
 
 
 def keep(plan: Plan, journal: Path) -> None:
@@ -60,7 +72,7 @@ def keep(plan: Plan, journal: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}")
         with part.open("wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(plan), indent=1))
+            file.write(msgspec.json.format(msgspec.json.encode(_to_keep(plan)), indent=1))
             file.flush()
             os.fsync(file.fileno())
         try:
@@ -82,7 +94,7 @@ def compare(journal: Path, kept: Plan, plan: Plan) -> None:
         "different": [name for name in now if name in before and now[name] != before[name]],
     }
     found = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
-    what = kept.source or f"the command {shlex.join(map(str, kept.jobs[0].arguments.get('command', [])))}"
+    what = kept.config.source or f"the command {shlex.join(map(str, kept.config.jobs[0].arguments.get('command', [])))}"
     raise bad(
         "--journal",
         f"{journal} holds another run, of {what}, whose jobs differ ({found}). To go on with that one as it was: "

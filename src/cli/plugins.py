@@ -11,6 +11,7 @@ import msgspec
 from rich.text import Text
 
 from .console import Out, plain
+from .table import columns
 
 HEADS: Final = ("kind", "name", "from", "implemented by", "state")
 EXAMPLES: Final = """\
@@ -51,15 +52,11 @@ def main(options: argparse.Namespace) -> int:
         )
         for plugin in plugins
     ]
-    widths = [max(len(row[n]) for row in [HEADS, *rows]) for n in range(len(HEADS))]
     console = Out()
-    console.print(Text(_line(HEADS, widths), style="bold"), soft_wrap=True)
-    for row, plugin in zip(rows, plugins, strict=True):
-        console.print(Text(_line(row, widths), style="" if plugin.error is None else "red"), soft_wrap=True)
+    head, *lines = columns([HEADS, *rows])
+    console.print(Text(head, style="bold"), soft_wrap=True)
+    for line, plugin in zip(lines, plugins, strict=True):
+        console.print(Text(line, style="" if plugin.error is None else "red"), soft_wrap=True)
         if plugin.error is not None:
             console.print(Text(f"    {plain(plugin.error)}"), soft_wrap=True)
     return 0
-
-
-def _line(row: tuple[str, ...], widths: list[int]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

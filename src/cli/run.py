@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import anybatch
+from anybatch.kernel import arguments as args
+from anybatch.kernel.config_model import Checker, Config, Place, PlannedJob
+from anybatch.kernel.config_read import QUOTA_KEYS, quota
+from msgspec import structs
 
 from .console import Out, plain, silence
 from .journals import compare, find_kept, new_journal
-from .plan import BadPlan, Checker, Place, Plan, PlannedJob, Settings, bad, check
-from .runfile import QUOTA_KEYS, meant, quota, read_plan, vcpus
+from .plan import Plan, bad, check, completed, read_plan
 from .runner import BAD_USE, Run
 from .summary import RunReport, print_report
 
@@ -29,7 +32,7 @@ from which a run that was interrupted can go on.
 """
 EXAMPLES: Final = """\
 examples:
-  anybatch run pipeline.toml                    run a file (docs/run.md describes it)
+  anybatch run pipeline.toml                    run a file (docs/config.md describes it)
   anybatch run -j 4 pipeline.toml               at most 4 vCPUs at once
   anybatch run -a 100 -- ./work.sh out          100 children; each finds its index in AWS_BATCH_JOB_ARRAY_INDEX
   anybatch run --retry 3 --timeout 60 -- make   one job, three attempts of a minute each
@@ -53,8 +56,13 @@ def add_parser(commands: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", nargs="?", metavar="FILE.toml", help="definitions and jobs")
-    parser.add_argument("-j", "--max-vcpus", metavar="N", help="vCPUs to use at most (default: all CPUs)")
+    parser.add_argument("file", nargs="?", metavar="FILE.toml", help="jobs, and what they run in")
+    parser.add_argument(
+        "-j",
+        "--max-vcpus",
+        metavar="N",
+        help="vCPUs to use at most, where there is one environment (default: all CPUs)",
+    )
     parser.add_argument("--journal", metavar="PATH", help="go on with the run of this journal; a new one if not there")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON document")
     parser.add_argument(
@@ -75,11 +83,15 @@ def main(options: argparse.Namespace) -> int:
     errors = Out(stderr=True)
     try:
         plan, journal, resumes = _prepare(options)
-    except BadPlan as e:
+    except anybatch.ConfigError as e:
         for mistake in e.mistakes:
-            errors.print(str(mistake), style="red" if errors.is_terminal else "", soft_wrap=True)
+            errors.print(
+                ("" if mistake.file else "anybatch run: ") + str(mistake),
+                style="red" if errors.is_terminal else "",
+                soft_wrap=True,
+            )
         if options.json:
-            _print_json(RunReport(outcome="refused", exit_status=BAD_USE, mistakes=e.mistakes))
+            _print_json(RunReport(outcome="refused", exit_status=BAD_USE, mistakes=list(e.mistakes)))
         return BAD_USE
     run = Run(plan, journal, resumes=resumes, errors=errors, options=options)
     status = asyncio.run(run.main())
@@ -87,8 +99,9 @@ def main(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(report)
     else:
-        waited_for = {after.job for job in plan.jobs for after in job.depends_on}
-        print_report(report, Out(), [job.name for job in plan.jobs if job.name not in waited_for])
+        jobs = plan.config.jobs
+        waited_for = {after.job for job in jobs for after in job.depends_on}
+        print_report(report, Out(), [job.name for job in jobs if job.name not in waited_for])
     if report.error is not None:
         errors.print(f"anybatch run: {report.error}", soft_wrap=True)
     if report.resume is not None:
@@ -111,7 +124,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Plan, Path, bool]:
     """The plan, where its journal is, and whether that is a run to go on with.
 
     Raises:
-        BadPlan: nothing was begun.
+        anybatch.ConfigError: nothing was begun.
     """
     _check_use(options)
     path = None if options.journal is None else Path(options.journal).absolute()
@@ -123,15 +136,14 @@ def _prepare(options: argparse.Namespace) -> tuple[Plan, Path, bool]:
     if options.command:
         plan = _plan_of_command(options)
     elif options.file is not None:
-        plan = read_plan(options.file, max_vcpus=_max_vcpus(options), quotas=_quotas(options))
+        plan = read_plan(options.file, os.getcwd(), max_vcpus=_max_vcpus(options), quotas=_quotas(options))
     elif kept is not None:
         plan = kept
-        plan.settings.quotas.update(_quotas(options))
-        if options.max_vcpus is not None:
-            plan.settings.max_vcpus = _max_vcpus(options)
-            checker = Checker(None, lambda _: None)
-            asyncio.run(check(plan, checker))
-            checker.finish()
+        if options.quota or options.max_vcpus is not None:
+            checker = Checker(None, name_of=_option)
+            given = completed(kept.config, checker, max_vcpus=_max_vcpus(options), quotas=_quotas(options))
+            plan = structs.replace(kept, config=given)
+            check(plan, checker)
     else:
         raise bad("--journal", f"{path} is not there, and there is neither a file nor a command to begin with")
     if kept is not None and path is not None:
@@ -173,9 +185,13 @@ def _max_vcpus(options: argparse.Namespace) -> float | None:
     if options.max_vcpus is None:
         return None
     try:
-        return vcpus("--max-vcpus", options.max_vcpus)
+        milli = args.milli("--max-vcpus", options.max_vcpus)
     except anybatch.InvalidValue as e:
         raise bad(e.field, f"{e.value!r} is not allowed; {e.allowed}") from None
+    if milli < 1:
+        text = f"{options.max_vcpus!r} is not allowed; it is a number of vCPUs above 0, in steps of 0.001"
+        raise bad("--max-vcpus", text)
+    return milli / 1000
 
 
 def _quotas(options: argparse.Namespace) -> dict[str, int]:
@@ -183,7 +199,7 @@ def _quotas(options: argparse.Namespace) -> dict[str, int]:
     for text in options.quota:
         name, _, value = text.partition("=")
         if name not in QUOTA_KEYS:
-            raise bad("--quota", f"no quota {name!r}{meant(name, QUOTA_KEYS)} (allowed: {', '.join(QUOTA_KEYS)})")
+            raise bad("--quota", f"no quota {name!r}{args.meant(name, QUOTA_KEYS)} (allowed: {', '.join(QUOTA_KEYS)})")
         number = _number("--quota", value, int, "NAME=N, with a whole number")
         try:
             found[name] = quota(f"--quota {name}", number)
@@ -208,9 +224,8 @@ def _plan_of_command(options: argparse.Namespace) -> Plan:
     if name is None:
         name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(options.command[0]).name).strip("-_")[:128] or "command"
     job = PlannedJob(name=name, arguments={key: value for key, value in arguments.items() if value is not None})
-    settings = Settings(max_vcpus=_max_vcpus(options), quotas=_quotas(options))
-    plan = Plan(name=name, source=None, folder=os.getcwd(), settings=settings, definitions={}, jobs=[job])
-    checker = Checker(None, lambda _: None, _option)
-    asyncio.run(check(plan, checker))
-    checker.finish()
+    checker = Checker(None, name_of=_option)
+    config = completed(Config(name=name, jobs=[job]), checker, max_vcpus=_max_vcpus(options), quotas=_quotas(options))
+    plan = Plan(config=config, folder=os.getcwd())
+    check(plan, checker)
     return plan

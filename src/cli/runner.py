@@ -19,13 +19,11 @@ from anybatch.backends.process import ProcessBackend
 from rich.console import Console
 
 from .journals import EngineFailure, keep
-from .plan import ENVIRONMENT, QUEUE, Plan, depends_on
+from .plan import Plan, depends_on
 from .progress import Progress, Row, make_progress
 from .summary import Gathered, RunReport, gather, job_report, why
 
 SUCCEEDED, JOB_FAILED, BAD_USE, ENGINE_FAILED = 0, 1, 2, 3
-RETAIN_S: Final = 36_500 * 86_400.0
-"""Ended jobs are kept for good: a run that goes on after a year still knows what not to run again."""
 TICK_S: Final = 0.2
 """Between two looks at the jobs."""
 STOP_TICK_S: Final = 0.01
@@ -55,7 +53,7 @@ class Run:
         self._signals = 0
         self._stopping = asyncio.Event()
         self._error: str | None = None
-        self._rows = {job.name: Row(job.name, job.arguments.get("array_size")) for job in plan.jobs}
+        self._rows = {job.name: Row(job.name, job.arguments.get("array_size")) for job in plan.config.jobs}
         self._handles: dict[str, anybatch.JobHandle] = {}
         self._gathered: dict[str, Gathered] = {}
         self._named: dict[str, set[int]] = {}
@@ -72,7 +70,7 @@ class Run:
                 self._error = str(e)
                 return ENGINE_FAILED
         stays = self._options.json or not sys.stdout.isatty()  # else the summary takes its place
-        self._progress = make_progress(self._plan.name, self._errors, keep=stays)
+        self._progress = make_progress(self._plan.config.name, self._errors, keep=stays)
         self._body = asyncio.create_task(self._run(), name="anybatch-run")
         with self._signals_handled():
             try:
@@ -105,12 +103,13 @@ class Run:
         backends = {
             "process": lambda: ProcessBackend(base_environment=environment, workdir=folder, agent_idle_ms=AGENT_IDLE_MS)
         }
-        quotas = self._plan.settings.make_quotas()
-        kernel = anybatch.Kernel(self._journal, backends=backends, quotas=quotas, on_close="stop")
+        arguments = self._plan.config.kernel_arguments()
+        kernel = anybatch.Kernel(self._journal, backends=backends, on_close="stop", **arguments)
         ticker: asyncio.Task[None] | None = None
         try:
             async with kernel:
-                await self._make_environment(kernel)
+                await kernel.apply(self._plan.config)
+                await self._check_health(kernel)
                 await self._submit(kernel)
                 ticker = asyncio.create_task(self._tick(kernel), name="anybatch-run-progress")
                 try:
@@ -142,45 +141,24 @@ class Run:
             self._say(f"left out of the environment, because they are no UTF-8: {', '.join(left_out)}")
         return found
 
-    async def _make_environment(self, kernel: anybatch.Kernel) -> None:
-        """The environment and the queue; in a resume with what has changed of the settings."""
-        settings = self._plan.settings
-        most, options = settings.max_vcpus, settings.options()
-        try:
-            (found,) = await kernel.describe_compute_environments([ENVIRONMENT])
-        except anybatch.NotFound:
-            found = await kernel.create_compute_environment(
-                ENVIRONMENT, backend="process", max_vcpus=most, options=options
-            )
-        else:
-            if found.options != options or most not in (None, found.max_vcpus):
-                found = await kernel.update_compute_environment(ENVIRONMENT, max_vcpus=most, options=options)
-        self._check_health(found)
-        await kernel.create_job_queue(
-            QUEUE,
-            priority=1,
-            compute_environments=[ENVIRONMENT],
-            retain_succeeded=RETAIN_S,
-            retain_failed=RETAIN_S,
-            exist_ok=True,
-        )
-
-    @staticmethod
-    def _check_health(environment: anybatch.EnvironmentDetail) -> None:
-        if environment.status is anybatch.ResourceStatus.INVALID:
-            raise EngineFailure(f"processes cannot be run here: {environment.status_reason}")
+    async def _check_health(self, kernel: anybatch.Kernel) -> None:
+        """Give up once a queue that jobs go to has no environment left that works."""
+        config = self._plan.config
+        details = {one.name: one for one in await kernel.describe_compute_environments(list(config.environments))}
+        for queue in sorted({config.queue_of(job) or "" for job in config.jobs}):
+            found = [details[name] for name in config.queues[queue]["compute_environments"]]
+            if all(one.status is anybatch.ResourceStatus.INVALID for one in found):
+                why = "; ".join(f"{one.name}: {one.status_reason}" for one in found)
+                raise EngineFailure(f"no environment of queue {queue!r} works: {why}")
 
     async def _submit(self, kernel: anybatch.Kernel) -> None:
         """Everything, in an order in which each job finds those that it waits for. A known token changes nothing."""
-        references = {}
-        for name, arguments in self._plan.definitions.items():
-            made = await kernel.register_job_definition(name, exist_ok=True, **arguments)
-            references[name] = made.reference
-        for job in self._plan.ordered():
+        config = self._plan.config
+        for job in config.ordered():
             self._handles[job.name] = await kernel.submit_job(
                 job.name,
-                queue=QUEUE,
-                definition=None if job.definition is None else references[job.definition],
+                queue=config.queue_of(job) or "",
+                definition=job.definition,
                 depends_on=depends_on(job, self._handles),
                 client_token=self._plan.token(job),
                 **job.arguments,
@@ -211,8 +189,7 @@ class Run:
                     await self._look(kernel)
                     if time.monotonic() >= health_at and self._signal is None:
                         health_at = time.monotonic() + HEALTH_EVERY_S
-                        for environment in await kernel.describe_compute_environments([ENVIRONMENT]):
-                            self._check_health(environment)
+                        await self._check_health(kernel)
                 except anybatch.KernelClosed:
                     is_open = False
             self._show()
@@ -311,8 +288,8 @@ class Run:
         ]
         ended = status in (SUCCEEDED, JOB_FAILED)
         return RunReport(
-            name=self._plan.name,
-            source=self._plan.source,
+            name=self._plan.config.name,
+            source=self._plan.config.source,
             outcome=outcomes.get(status, "interrupted"),
             exit_status=status,
             error=self._error,

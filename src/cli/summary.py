@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.text import Text
 
 from .console import plain
-from .plan import FORMAT, Mistake
 from .progress import seconds
 
+FORMAT: Final = 1
+"""Of the report."""
 GROUPS_MAX: Final = 8
 """Kinds of failure told of each job."""
 RANGES_MAX: Final = 10
@@ -71,7 +72,7 @@ class RunReport(Struct, frozen=True, kw_only=True):
     outcome: str
     exit_status: int
     error: str | None = None
-    mistakes: list[Mistake] = []
+    mistakes: list[anybatch.Mistake] = []
     journal: str | None = None
     resume: list[str] | None = None
     elapsed_s: float = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import uuid
@@ -363,14 +364,29 @@ def options(field: str, value: object, kind: type[msgspec.Struct], backend: str)
         value = {}
     if not isinstance(value, Mapping):
         raise InvalidValue(field, value, "it maps the names of the backend's options to values")
+    known = kind.__struct_encode_fields__
+    for name in value if kind.__struct_config__.forbid_unknown_fields else ():
+        if name not in known:
+            allowed = f"no such option{meant(name, known)} (backend {backend!r} has {', '.join(known) or 'none'})"
+            raise InvalidValue(f"{field}.{name}", value[name], allowed)
     try:
         plain = msgspec.to_builtins(dict(value))
         msgspec.convert(plain, kind)
         msgspec.msgpack.encode(plain)
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as e:
+        named = re.fullmatch(r"(.*) - at `\$\.(\w+)(\S*)`", str(e))
+        if named is not None and named[2] in value:
+            where, given = f"{field}.{named[2]}", value[named[2]]
+            raise InvalidValue(where, given, f"backend {backend!r}: {named[1]}{named[3] and ' at ' + named[3]}") from e
         raise InvalidValue(field, dict(value), f"backend {backend!r}: {e}") from e
     found: dict[str, Any] = plain
     return found
+
+
+def meant(name: object, known: Iterable[str]) -> str:
+    """How a message goes on if something known is near to what was written; else nothing."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def quotas(field: str, value: object) -> Quotas:

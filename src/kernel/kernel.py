@@ -20,6 +20,7 @@ from .apply import Applied, apply_config
 from .backend import Backend, BackendFactory
 from .cleaner import Cleaner
 from .clock import Clock, SystemClock
+from .config_model import Config
 from .core.container import ContainerSpec
 from .core.errors import InvalidValue, KernelClosed
 from .core.inputs import (
@@ -346,16 +347,18 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
             raise
         return RunResult(job=detail, output=await job.read_logs())
 
-    async def apply(self, config: Mapping[str, Any]) -> Applied:
-        """Bring resources to what `config` says; what it does not name is left alone.
+    async def apply(self, config: Config | Mapping[str, Any]) -> Applied:
+        """Bring environments, queues and definitions to what `config` says; what it does not name is left alone.
 
-        `config` maps "environments", "queues" and "definitions" to tables of names, each with the arguments of
-        `create_compute_environment`, `create_job_queue` and `register_job_definition`. The whole is checked first. A
-        definition gets a new revision only where something changed, so a service can call this at every start.
+        `config` is what `load_config` has read, or a mapping of the same form (docs/config.md): "environments",
+        "queues" and "definitions" map names to tables with the arguments of `create_compute_environment`,
+        `create_job_queue` and `register_job_definition`. The whole is checked first. A definition gets a new revision
+        only where something changed, so a service can call this at every start. Its `jobs` and `run` are for
+        `anybatch run`, its `kernel` for `Kernel(...)`: they are left alone.
 
         Raises:
-            InvalidValue: its `field` is the path of the mistake, such as "queues.default.priority"; nothing changed.
-            Conflict: something there differs in what cannot be changed.
+            ConfigError: its `mistakes` are all that were found, what cannot be changed among them; nothing changed.
+            Conflict: an environment that was just made does not work, so a queue on it cannot be made.
         """
         return await apply_config(self, config, self._registry)
 

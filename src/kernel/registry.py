@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 import msgspec
 
-from .backend import API_VERSION, Backend, BackendFactory
+from .backend import API_VERSION, Backend, BackendFactory, Capacity, EnvironmentSettings
 from .core.errors import InvalidValue, PluginError
 
 GROUPS: Final = ("anybatch.backends", "anybatch.sinks", "anybatch.frontends")
@@ -89,6 +89,20 @@ class BackendRegistry:
     def host_options(self, name: str) -> type[msgspec.Struct] | None:
         """The type that checks the settings of a registered host; None: the backend takes no such hosts."""
         return getattr(self._find(name), "HostOptions", None)
+
+    def expects(self, name: str, settings: EnvironmentSettings) -> Sequence[Capacity] | None:
+        """What the hosts of an environment would offer, as far as its backend can tell without starting (else None).
+
+        A backend tells by a static method `expects(settings)`; it need not have one.
+        """
+        tell: Callable[[EnvironmentSettings], Sequence[Capacity] | None] | None
+        tell = getattr(self._find(name), "expects", None)
+        return None if tell is None else tell(settings)
+
+    def honours(self, name: str) -> Collection[str] | None:
+        """The container fields that a backend honours, if it can tell of its environments without starting them."""
+        found: Any = self._find(name)
+        return found.capabilities.container if hasattr(found, "expects") else None
 
     def make(self, name: str, environment: str) -> Backend:
         """A backend for an environment.

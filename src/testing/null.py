@@ -8,7 +8,15 @@ from functools import partial
 from typing import Annotated, ClassVar
 
 import msgspec
-from anybatch.kernel.backend import API_VERSION, AttemptKey, BackendContext, Capabilities, Capacity, Launch
+from anybatch.kernel.backend import (
+    API_VERSION,
+    AttemptKey,
+    BackendContext,
+    Capabilities,
+    Capacity,
+    EnvironmentSettings,
+    Launch,
+)
 from anybatch.kernel.clock import Timer
 from anybatch.kernel.core.container import CONTAINER_FIELDS
 
@@ -44,10 +52,15 @@ class NullBackend:
         self._timers: dict[AttemptKey, Timer] = {}
         self._scheduled = False
 
+    @staticmethod
+    def expects(settings: EnvironmentSettings) -> Sequence[Capacity]:
+        """What the one host offers."""
+        options = msgspec.convert(settings.options, NullOptions)
+        return [Capacity(vcpus_milli=settings.max_vcpus_milli, memory_mib=options.memory, gpus=options.gpus)]
+
     async def start(self, context: BackendContext, known: Sequence[Launch]) -> None:
         self._context = context
-        options = msgspec.convert(context.settings.options, NullOptions)
-        capacity = Capacity(vcpus_milli=context.settings.max_vcpus_milli, memory_mib=options.memory, gpus=options.gpus)
+        (capacity,) = self.expects(context.settings)
         context.host_up("null", capacity)
         due = {key for launch in self._due for key in launch.attempts()}
         for launch in known:

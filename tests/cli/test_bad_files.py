@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import anybatch
 import pytest
-from anybatch.cli.plan import BadPlan
-from anybatch.cli.runfile import DEFINITION_KEYS, JOB_KEYS, read_plan
+from anybatch import ConfigError
+from anybatch.cli.plan import read_plan
+from anybatch.kernel.config_read import DEFINITION_KEYS, ENVIRONMENT_KEYS, JOB_KEYS, QUEUE_KEYS
 
 if TYPE_CHECKING:
     from .conftest import Cli
@@ -19,25 +20,91 @@ if TYPE_CHECKING:
 # A comment `#! key | words` says which mistake its line has, `;;` parts several; `#! -` begins one without a key.
 CASES = {
     "unknown keys": """
-        [runs]                          #! runs | unknown key; did you mean run? (allowed: run, definitions, jobs)
+        [runs]                          #! runs | unknown key; did you mean run? (allowed: run, kernel, environments,
         [run]
-        max_vcpu = 2                    #! run.max_vcpu | did you mean max_vcpus?
-        [run.quotas]
-        array_size = 20                 #! run.quotas.array_size | did you mean array_size_max?
+        names = "x"                     #! run.names | did you mean name? (allowed: name)
+        [kernel]
+        retain_event = 2                #! kernel.retain_event | did you mean retain_events?
+        [kernel.quotas]
+        array_size = 20                 #! kernel.quotas.array_size | did you mean array_size_max?
+        [environments.e]
+        backend = "process"
+        max_vcpu = 2                    #! environments.e.max_vcpu | did you mean max_vcpus?
+        options.memroy = 2              #! environments.e.options.memroy | did you mean memory?
+        options.gpus = 3                #! environments.e.options.gpus | Expected `array`
+        [queues.q]                      #! queues.q.compute_environments | it has to be given
+        priority = 1
+        environments = ["e"]            #! queues.q.environments | did you mean compute_environments?
         [definitions.d]
         cmd = ["a"]                     #! definitions.d.cmd | unknown key
         array_size = 2                  #! definitions.d.array_size | unknown key
         [jobs.squares]
         command = ["a"]
-        array_sise = 2                  #! jobs.squares.array_sise | did you mean array_size? (allowed: definition,
+        array_sise = 2                  #! jobs.squares.array_sise | did you mean array_size? (allowed: queue,
         depends_on = [{ jobs = "b" }] #! jobs.squares.depends_on[0].jobs | job? ;; jobs.squares.depends_on[0] | an entry
         """,
     "what comes later": """
-        [queues.q]                      #! queues | brings one queue of its own
-        [environments.e]                #! environments | limits stand in [run]
+        [sinks.s]                       #! sinks | unknown key (allowed: run, kernel,
         [jobs.a]
         command = ["a"]
-        queue = "q"                     #! jobs.a.queue | brings one queue of its own
+        """,
+    "environments and queues": """
+        [environments.e]                #! environments.e.backend | it has to be given
+        [environments.f]
+        backend = "proces"              #! environments.f.backend | a backend is one of
+        [environments.g]
+        backend = "process"
+        max_vcpus = 0                   #! environments.g.max_vcpus | max_vcpus is above 0
+        min_vcpus = -1                  #! environments.g.min_vcpus | a number of vCPUs
+        state = "ON"                    #! environments.g.state | ENABLED or DISABLED
+        tags = { a = 1 }                #! environments.g.tags.a | values are text
+        [environments."b c"]            #! environments."b c".name | 128 letters
+        backend = "process"
+        [queues.q]
+        priority = "high"               #! queues.q.priority | it is a whole number
+        compute_environments = [
+            "e",
+            "h",                        #! queues.q.compute_environments[1] | name environments of this configuration
+            "f",
+            "b c",
+            "zzz",                      #! queues.q.compute_environments[4] | that are there (e, f, g, b c)
+        ]
+        retain_failed = 0               #! queues.q.retain_failed | a number of seconds above 0
+        [queues.r]                      #! queues.r.priority | it has to be given
+        compute_environments = []       #! queues.r.compute_environments | 1 to 3 compute environments
+        [queues.s]
+        priority = -1                   #! queues.s.priority | 0 to
+        compute_environments = ["g", "g"]   #! queues.s.compute_environments | each environment is named once
+        [queues.default]
+        priority = 1
+        compute_environments = "g"      #! queues.default.compute_environments | it is a list of names
+        [queues.off]
+        priority = 1
+        compute_environments = ["g"]
+        state = "DISABLED"
+        [jobs.a]
+        command = ["a"]
+        queue = "Q"                     #! jobs.a.queue | no queue 'Q' (the queues are q, r, s, default, off)
+        [jobs.b]
+        command = ["a"]
+        queue = "off"                   #! jobs.b.queue | it is DISABLED and takes no jobs
+        [jobs.c]
+        command = ["a"]
+        queue = 3                       #! jobs.c.queue | 3 is not allowed; it is a queue's name
+        [jobs.d]
+        command = ["a"]
+        """,
+    "no queue is the one": """
+        [environments.e]
+        backend = "process"
+        [queues.q]
+        priority = 1
+        compute_environments = ["e"]
+        [queues.r]
+        priority = 1
+        compute_environments = ["e"]
+        [jobs.a]                        #! jobs.a.queue | there are several (the queues are q, r)
+        command = ["a"]
         """,
     "tables of another form": """
         jobs = [["a"]]                  #! jobs | write one table for each: [jobs.NAME]
@@ -55,11 +122,11 @@ CASES = {
     "settings": """
         [run]
         name = 3                        #! run.name | it is text
-        max_vcpus = 0                   #! run.max_vcpus | 0 is not allowed; it is a number of vCPUs above 0
-        memory = "much"                 #! run.memory | such as '512MiB'
-        gpus = 2                        #! run.gpus | a list of device indexes
-        quotas.tags_max = 0             #! run.quotas.tags_max | a quota is 1 or more
-        quotas.attempts_max = "3"       #! run.quotas.attempts_max | it is a whole number
+        [kernel]
+        retain_events = 0               #! kernel.retain_events | it is a number of seconds above 0
+        retain_events_bytes = "1GB"     #! kernel.retain_events_bytes | it is a whole number
+        quotas.tags_max = 0             #! kernel.quotas.tags_max | a quota is 1 or more
+        quotas.attempts_max = "3"       #! kernel.quotas.attempts_max | it is a whole number
         [jobs.a]
         command = ["a"]
         """,
@@ -94,7 +161,7 @@ CASES = {
         array_size = 1                  #! jobs.one.array_size | an array has 2 to 10000 children
         [jobs.many]
         command = ["a", "b\\u0000"]     #! jobs.many.command[1] | no zero byte
-        array_size = 10001              #! jobs.many.array_size | raise it with --quota array_size_max=N
+        array_size = 10001              #! jobs.many.array_size | or with --quota array_size_max=N
         retry = { attempts = 2, evaluate_on_exit = [
             { action = "retry" },       #! jobs.many.retry.evaluate_on_exit[0] | at least one of
         ] }
@@ -168,7 +235,7 @@ CASES = {
         depends_on = [
             { job = "one", type = "N_TO_N" },           #! jobs.last.depends_on[0] | N_TO_N names an array job
             { job = "four", type = "N_TO_N" },          #! jobs.last.depends_on[1] | has 4 children and this job 3
-            { job = "one", type = "n_to_n" },           #! jobs.last.depends_on[2].type | a type is N_TO_N or SEQUENTIAL
+            { job = "one", type = "n_to_n" },           #! jobs.last.depends_on[2].type | a type is AFTER_SUCCESS
             { job = "four", type = "SEQUENTIAL" },      #! jobs.last.depends_on[3].job | names no other job
         ]
         [jobs.one]
@@ -212,7 +279,7 @@ CASES = {
         depends_on = ["c", "e"]                         #! jobs.e.depends_on[1] | a job cannot depend on itself
         """,
     "too many dependencies": """
-        [run.quotas]
+        [kernel.quotas]
         dependencies_max = 1
         [jobs.a]
         command = ["a"]
@@ -223,21 +290,32 @@ CASES = {
         command = ["a"]
         """,
     "what can never run": """
-        [run]
+        [environments.e]
+        backend = "process"
         max_vcpus = 2
-        memory = "1GiB"
-        gpus = [0]
+        options = { memory = 1024, gpus = [0] }
+        [environments.f]
+        backend = "process"
+        max_vcpus = 1
+        options = { memory = 2048 }
         [jobs.a]
         command = ["a"]
-        vcpus = 3                                       #! jobs.a.vcpus | 3 can never run: this run has 2 vCPUs
-        memory = "1025MiB"                              #! jobs.a.memory | 1025 can never run: this run has 1024 MiB
-        gpus = 2                                        #! jobs.a.gpus | 2 can never run: this run has 1 GPUs
+        vcpus = 3                                       #! jobs.a.vcpus | never: needs 3 vCPUs and 2 GPUs
+        memory = "1MiB"
+        gpus = 2
         [definitions.d]
         command = ["a"]
-        vcpus = 2.5
-        [jobs.b]                                        #! jobs.b.vcpus | 2.5 can never run
+        memory = "2049MiB"
+        [jobs.b]                                        #! jobs.b.memory | environment 'f' has 2048 MiB
         command = ["a"]
         definition = "d"
+        [jobs.c]
+        memory = 1025                                   #! jobs.c.memory | 1024 MiB; never: needs 2 vCPUs
+        vcpus = 2
+        command = ["a"]
+        [jobs.d]
+        memory = 1025
+        command = ["a"]
         """,
     "scripts": """
         [jobs.a]
@@ -282,8 +360,8 @@ def test_each_mistake_has_its_line_and_key(text: str, tmp_path: Path) -> None:
     (tmp_path / "no-interpreter.sh").write_text("echo\n")
     file = tmp_path / "bad.toml"
     file.write_text(bare(text))
-    with pytest.raises(BadPlan) as caught:
-        read_plan(str(file))
+    with pytest.raises(ConfigError) as caught:
+        read_plan(str(file), str(tmp_path))
     mistakes = [(mistake.line, mistake.key, mistake.message) for mistake in caught.value.mistakes]
     wanted = expected(text)
     assert sorted((line or 0, key) for line, key, _ in mistakes) == sorted((line, key) for line, key, _ in wanted), (
@@ -299,8 +377,8 @@ def test_mistakes_are_told_and_nothing_is_begun(cli: Cli) -> None:
     assert done.out == ""
     lines = done.err.splitlines()
     assert len(lines) == len(expected(CASES["unknown keys"]))
-    message = "unknown key; did you mean array_size? (allowed: definition, array_size, depends_on, command,"
-    assert lines[5].startswith(f"bad.toml:12: jobs.squares.array_sise: {message}")
+    message = "unknown key; did you mean array_size? (allowed: queue, definition, array_size, depends_on,"
+    assert lines[11].startswith(f"bad.toml:22: jobs.squares.array_sise: {message}")
     assert not cli.state.exists()
 
 
@@ -336,7 +414,7 @@ def test_files_that_cannot_be_read(cli: Cli) -> None:
         (["--timeout", "inf", "--", "echo"], "--timeout: inf is not allowed"),
         (["--retry", "11", "--", "echo"], "--retry: 11 is not allowed; attempts are 1 to 10"),
         (["--memory", "lots", "--", "echo"], "--memory: 'lots' is not allowed"),
-        (["--vcpus", "3", "-j", "2", "--", "echo"], "--vcpus: 3 can never run"),
+        (["--vcpus", "3", "-j", "2", "--", "echo"], "--vcpus: never: needs 3 vCPUs; environment 'local' has 2 vCPUs"),
         (["--max-vcpus", "none", "--", "echo"], "--max-vcpus: 'none' is not allowed"),
         (["--name", "a b", "--", "echo"], "--name: 'a b' is not allowed"),
         (["--journal", "missing.db"], "there is neither a file nor a command"),
@@ -368,9 +446,13 @@ def test_a_command_goes_with_run_only(cli: Cli) -> None:
 
 def test_the_keys_of_a_file_are_the_kernels() -> None:
     of_a_job = set(inspect.signature(anybatch.Kernel.submit_job).parameters)
-    assert set(JOB_KEYS) == of_a_job - {"self", "name", "queue", "client_token", "metadata", "job_id"}
+    assert set(JOB_KEYS) == of_a_job - {"self", "name", "client_token", "job_id"}
     of_a_definition = set(inspect.signature(anybatch.Kernel.register_job_definition).parameters)
     assert set(DEFINITION_KEYS) == of_a_definition - {"self", "name", "exist_ok"}
+    of_a_queue = set(inspect.signature(anybatch.Kernel.create_job_queue).parameters)
+    assert set(QUEUE_KEYS) == of_a_queue - {"self", "name", "exist_ok"}
+    of_an_environment = set(inspect.signature(anybatch.Kernel.create_compute_environment).parameters)
+    assert set(ENVIRONMENT_KEYS) == of_an_environment - {"self", "name", "exist_ok"}
 
 
 def test_a_good_file_is_read(tmp_path: Path) -> None:
@@ -379,7 +461,7 @@ def test_a_good_file_is_read(tmp_path: Path) -> None:
     file.write_text(
         """
         jobs.z = { command = ["echo"], depends_on = ["a", "m"] }
-        [run.quotas]
+        [kernel.quotas]
         array_size_max = 20_000
         [jobs.m]
         script = "s.sh"
@@ -393,10 +475,11 @@ def test_a_good_file_is_read(tmp_path: Path) -> None:
         parameters.x = "y"
         """
     )
-    plan = read_plan(str(file), max_vcpus=3, quotas={"tags_max": 7})
-    assert [job.name for job in plan.jobs] == ["z", "m", "a"]
-    assert [job.name for job in plan.ordered()] == ["a", "m", "z"]
-    assert plan.jobs[1].arguments["script"] == "#!/bin/sh\n"
-    assert (plan.name, plan.source, plan.folder) == ("good", str(file), os.getcwd())
-    assert plan.settings.max_vcpus == 3
-    assert plan.settings.quotas == {"array_size_max": 20_000, "tags_max": 7}
+    plan = read_plan(str(file), "/here", max_vcpus=3, quotas={"tags_max": 7})
+    config = plan.config
+    assert [job.name for job in config.jobs] == ["z", "m", "a"]
+    assert [job.name for job in config.ordered()] == ["a", "m", "z"]
+    assert config.jobs[1].arguments["script"] == "#!/bin/sh\n"
+    assert (config.name, config.source, plan.folder) == ("good", str(file), "/here")
+    assert config.environments == {"local": {"backend": "process", "max_vcpus": 3}}
+    assert config.kernel == {"quotas": {"array_size_max": 20_000, "tags_max": 7}}

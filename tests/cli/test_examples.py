@@ -12,13 +12,27 @@ from typing import TYPE_CHECKING
 import anybatch
 import msgspec
 import pytest
-from anybatch.cli.plan import Mistake
-from anybatch.cli.runfile import DEFINITION_KEYS, JOB_KEYS, QUOTA_KEYS, RUN_KEYS
+from anybatch import Mistake
+from anybatch.backends.process import ProcessOptions
+from anybatch.cli.check import CheckReport, JobCheck
 from anybatch.cli.summary import Failure, JobReport, RunReport
+from anybatch.kernel.config_fit import Fit
+from anybatch.kernel.config_read import (
+    DEFINITION_KEYS,
+    ENVIRONMENT_KEYS,
+    JOB_KEYS,
+    KERNEL_KEYS,
+    QUEUE_KEYS,
+    QUOTA_KEYS,
+    RUN_KEYS,
+)
 
 if TYPE_CHECKING:
     from .conftest import Cli
 
+KEYS = {
+    *JOB_KEYS, *DEFINITION_KEYS, *RUN_KEYS, *QUOTA_KEYS, *KERNEL_KEYS, *ENVIRONMENT_KEYS, *QUEUE_KEYS,
+}  # fmt: skip
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -50,11 +64,13 @@ def test_the_first_file_of_the_documentation(cli: Cli) -> None:
 
 
 def test_every_key_is_documented() -> None:
-    text = (EXAMPLES.parent / "docs/run.md").read_text()
-    structs = (RunReport, JobReport, Failure, Mistake, anybatch.PluginInfo)
-    keys = {*JOB_KEYS, *DEFINITION_KEYS, *RUN_KEYS, *QUOTA_KEYS}
-    keys |= {field.name for struct in structs for field in msgspec.structs.fields(struct)}
-    assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
+    for page, structs, keys in (
+        ("run", (RunReport, JobReport, Failure, Mistake, anybatch.PluginInfo), set[str]()),
+        ("config", (CheckReport, JobCheck, Fit, Mistake, ProcessOptions), set[str](KEYS)),
+    ):
+        text = (EXAMPLES.parent / f"docs/{page}.md").read_text()
+        keys |= {field.name for struct in structs for field in msgspec.structs.fields(struct)} - {"job"}
+        assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
 
 
 def test_embedding() -> None:

@@ -74,6 +74,9 @@ def test_more_children_than_the_quota(cli: Cli) -> None:
 PIPELINE = """
 [run]
 name = "three stages"
+
+[environments.here]
+backend = "process"
 max_vcpus = 4
 
 [jobs.last]
@@ -197,7 +200,8 @@ def test_nothing_steers_a_terminal_when_piped(cli: Cli) -> None:
 # -- interrupting and going on ------------------------------------------------------------------------
 
 HELD = """
-[run]
+[environments.local]
+backend = "process"
 max_vcpus = 1
 [jobs.steps]
 script = '''#!/bin/sh -e

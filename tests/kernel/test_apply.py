@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from anybatch import Conflict, InvalidValue, JobStatus, Kernel, KernelClosed, QuotaExceeded
+from anybatch import ConfigError, Conflict, InvalidValue, JobStatus, Kernel, KernelClosed
 from anybatch.kernel.backend import BackendContext, Launch
 from anybatch.kernel.core.errors import BackendError
 from anybatch.testing.null import NullBackend
@@ -251,7 +251,7 @@ MISTAKES: list[tuple[str, object]] = [
     ("definitions.no good", {"command": ["x"]}),
 ]
 WHERE = {
-    "environments.local.options": "environments.local.options",
+    "environments.local.options": "environments.local.options.no-such",
     "environments.local.tags": "environments.local.tags.a",
     "definitions.hello.environment": "definitions.hello.environment.AWS_BATCH_X",
 }
@@ -267,12 +267,17 @@ async def test_a_mistake_anywhere_is_named_by_its_path_and_changes_nothing(
         if there:
             await k.apply(CONFIG)
         before = snapshot(k)
-        with pytest.raises(InvalidValue) as caught:
+        with pytest.raises(ConfigError) as caught:
             await k.apply(mistaken)
         expected = WHERE.get(path, path)
+        if path == "queues.default.compute_environments" and isinstance(value, list) and "nowhere" in value:
+            expected += "[1]"
+        if "no good" in path:
+            expected = f'{path.partition(".")[0]}."no good".name'
         if path == "definitions.retried.retry":
             expected = path + (".attempts" if value == 11 else ".evaluate_on_exit[0].action")
-        assert caught.value.field == expected
+        (mistake,) = caught.value.mistakes
+        assert (mistake.file, mistake.line, mistake.key) == (None, None, expected)
         assert expected in str(caught.value)
         assert snapshot(k) == before
 
@@ -289,9 +294,9 @@ async def test_a_quota_is_a_mistake_like_any_other() -> None:
     config["environments"]["fourth"] = {"backend": "b", "max_vcpus": 1}
     config["queues"]["urgent"]["compute_environments"] = ["local", "spare", "third", "fourth"]
     async with kernel() as k:
-        with pytest.raises(QuotaExceeded) as caught:
+        with pytest.raises(ConfigError) as caught:
             await k.apply(config)
-        assert caught.value.field == "queues.urgent.compute_environments"
+        assert [mistake.key for mistake in caught.value.mistakes] == ["queues.urgent.compute_environments"]
         assert await k.describe_compute_environments() == []
 
 
@@ -311,10 +316,11 @@ async def test_what_cannot_be_changed_is_a_conflict_and_changes_nothing(path: st
     async with kernel() as k:
         await k.apply(CONFIG)
         before = snapshot(k)
-        with pytest.raises(Conflict) as caught:
+        with pytest.raises(ConfigError) as caught:
             await k.apply(config)
-        assert caught.value.field == field
-        assert caught.value.name == path.rpartition(".")[0]
+        (mistake,) = caught.value.mistakes
+        assert mistake.key == f"{path.rpartition('.')[0]}.{field}"
+        assert "cannot be changed" in mistake.message
         assert snapshot(k) == before
 
 
@@ -331,7 +337,7 @@ async def test_a_queue_that_is_being_deleted_is_a_conflict_and_changes_nothing()
         await k.update_job_queue("q", state="DISABLED")
         await k.delete_job_queue("q")
         before = snapshot(k)
-        with pytest.raises(Conflict, match="being deleted"):
+        with pytest.raises(ConfigError, match="being deleted"):
             await k.apply({**config, "definitions": {"d": {"command": ["x"]}}})
         assert snapshot(k) == before
         backend.exit_all()
@@ -358,7 +364,7 @@ async def test_an_environment_whose_backend_does_not_start_is_there_to_be_mended
         with pytest.raises(Conflict, match="no such host"):
             await k.apply(config)
         assert (await k.describe_compute_environments())[0].status == "INVALID"
-        with pytest.raises(Conflict, match="no such host"):
+        with pytest.raises(ConfigError, match="no such host"):
             await k.apply(config)
         backend.broken = False
         await k.update_compute_environment("e", state="ENABLED")

@@ -8,6 +8,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from msgspec import Struct
+
 
 class AnyBatchError(Exception):
     """Root of every error that anybatch raises on purpose."""
@@ -62,6 +66,27 @@ class Conflict(RequestError):
         self.kind = kind
         self.name = name
         self.field = field
+
+
+class Mistake(Struct, frozen=True, kw_only=True):
+    """Something wrong in a configuration: the key, and what is wrong with it. `file`, `line` None: not from a file."""
+
+    file: str | None
+    line: int | None
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        where = self.file if self.file is None or self.line is None else f"{self.file}:{self.line}"
+        return ": ".join(part for part in (where, self.key, self.message) if part)
+
+
+class ConfigError(RequestError):
+    """A configuration cannot be used as it is. Attribute: `mistakes`, all that were found, in the file's order."""
+
+    def __init__(self, mistakes: Iterable[Mistake]) -> None:
+        self.mistakes = tuple(mistakes)
+        super().__init__("\n".join(map(str, self.mistakes)))
 
 
 class BackendError(AnyBatchError):

@@ -69,6 +69,10 @@ class Lines:
             path = path[:-1]
         return self._lines[path]
 
+    def all(self) -> dict[Path, int]:
+        """Every path that has a line of its own."""
+        return dict(self._lines)
+
     def _note(self, path: Path) -> None:
         line = bisect_right(self._starts, self._at)
         for length in range(1, len(path) + 1):

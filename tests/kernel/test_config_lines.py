@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from anybatch.cli.toml_lines import Lines, Path, SyntaxMistake, load
+from anybatch.kernel.config_lines import Lines, Path, SyntaxMistake, load
 from hypothesis import given
 from hypothesis import strategies as st
 

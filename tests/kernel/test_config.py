@@ -1,0 +1,187 @@
+"""load_config: one file for a kernel's start and for apply, with every mistake at once."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from anybatch import ConfigError, Kernel, load_config
+from anybatch.kernel.config_check import judge
+from anybatch.kernel.config_fit import Fit, fits, misfits
+from anybatch.kernel.config_read import config_of_mapping
+from anybatch.kernel.core.state import KernelState
+from anybatch.kernel.registry import BackendRegistry
+from anybatch.testing.null import NullBackend
+from kernel_rig import ManualBackend
+
+SERVICE = """
+[kernel]
+retain_events = 3600
+retain_events_bytes = 5_000_000
+quotas = { array_size_max = 20_000 }
+
+[environments.e]
+backend = "null"
+max_vcpus = 2
+options = { memory = 1024 }
+
+[queues.q]
+priority = 3
+compute_environments = ["e"]
+
+[definitions.d]
+script = "d.sh"
+memory = "512MiB"
+
+[jobs.j]
+definition = "d"
+array_size = 20_000
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    (folder / "d.sh").write_text("#!/bin/sh\n")
+    file = folder / "anybatch.toml"
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.asyncio
+async def test_a_file_is_what_a_kernel_starts_with_and_what_apply_takes(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, SERVICE))
+    async with Kernel(tmp_path / "j.db", **config.kernel_arguments()) as kernel:
+        applied = await kernel.apply(config)
+        assert applied.created == ("environments.e", "queues.q", "definitions.d")
+        (definition,) = await kernel.describe_job_definitions("d")
+        assert (definition.script, definition.memory_mib) == ("#!/bin/sh\n", 512)
+        job = await kernel.submit_job("j", queue="q", definition="d", array_size=20_000)
+        assert (await job.wait()).status == "SUCCEEDED", "its quota is the kernel's"
+        assert len([one async for one in kernel.list_jobs()]) == 1, "apply submits no jobs"
+    config = load_config(tmp_path / "anybatch.toml")
+    async with Kernel(tmp_path / "j.db", **config.kernel_arguments()) as kernel:
+        assert (await kernel.apply(config)).unchanged == applied.created
+
+
+@pytest.mark.asyncio
+async def test_what_cannot_be_changed_is_told_with_its_line(tmp_path: Path) -> None:
+    file = written(tmp_path, SERVICE)
+    async with Kernel() as kernel:
+        await kernel.apply(load_config(file))
+        other = SERVICE.replace('"null"', '"inline"').replace("priority = 3", "priority = 3\ntags = { a = 'b' }")
+        file.write_text(other)
+        with pytest.raises(ConfigError) as caught:
+            await kernel.apply(load_config(file))
+        found = [(one.file, one.line, one.key) for one in caught.value.mistakes]
+        assert found == [(str(file), 8, "environments.e.backend"), (str(file), 14, "queues.q.tags")]
+        (environment,) = await kernel.describe_compute_environments()
+        assert environment.backend == "null"
+
+
+def test_all_mistakes_come_at_once_and_in_order(tmp_path: Path) -> None:
+    text = SERVICE.replace("max_vcpus = 2", "max_vcpus = -2").replace('["e"]', '["f"]').replace('"512MiB"', '"lots"')
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tmp_path, text))
+    assert [one.key for one in caught.value.mistakes] == [
+        "environments.e.max_vcpus", "queues.q.compute_environments[0]", "definitions.d.memory",
+    ]  # fmt: skip
+    assert str(caught.value).count("\n") == 2
+
+
+@pytest.mark.asyncio
+async def test_a_mapping_has_all_its_mistakes_told_too() -> None:
+    config = {"environment": {}, "queues": {"q": {"compute_environments": ["e"]}}, 7: 8}
+    async with Kernel() as kernel:
+        with pytest.raises(ConfigError) as caught:
+            await kernel.apply(config)  # type: ignore[arg-type]
+    assert [one.key for one in caught.value.mistakes] == [
+        "environment", "", "queues.q.priority", "queues.q.compute_environments[0]",
+    ]  # fmt: skip
+
+
+def test_a_backend_that_cannot_be_loaded_is_a_mistake_at_its_key() -> None:
+    class Broken:
+        def __init__(self) -> None:
+            raise RuntimeError("no engine")
+
+    config, checker = config_of_mapping({"environments": {"e": {"backend": "broken"}}})
+    judge(config, BackendRegistry({"broken": Broken}), KernelState(), checker)  # type: ignore[dict-item]
+    (mistake,) = checker.mistakes
+    assert mistake.key == "environments.e.backend"
+    assert "no engine" in mistake.message
+
+
+def fit_of(environments: dict[str, object], job: dict[str, object]) -> list[Fit]:
+    config, checker = config_of_mapping({"environments": environments, "jobs": {"j": {"command": ["x"], **job}}})
+    registry, state = BackendRegistry({"null": NullBackend, "manual": ManualBackend}), KernelState()
+    judged = judge(config.completed(), registry, state, checker)
+    checker.finish()
+    return fits(judged, registry, state)
+
+
+@pytest.mark.parametrize(
+    ("options", "job", "at_once", "limited_by"),
+    [
+        ({}, {"array_size": 9}, 4, ("vcpus",)),
+        ({"memory": 100}, {"array_size": 9, "memory": 40}, 2, ("memory",)),
+        ({"memory": 100}, {"array_size": 9, "memory": 25}, 4, ("vcpus", "memory")),
+        ({"gpus": [3]}, {"array_size": 9, "gpus": 1}, 1, ("gpus",)),
+        ({}, {"array_size": 3}, 3, ()),
+        ({}, {"array_size": 9, "max_running": 3}, 3, ("max_running",)),
+        ({}, {"array_size": 9, "max_running": 5}, 4, ("vcpus",)),
+        ({}, {}, 1, ()),
+        ({}, {"gpus": 1}, 0, ("gpus",)),
+        ({"memory": 100}, {"memory": 101, "vcpus": 5}, 0, ("vcpus", "memory")),
+    ],
+)
+def test_how_many_fit_and_which_limit_binds(
+    options: dict[str, object], job: dict[str, object], at_once: int, limited_by: tuple[str, ...]
+) -> None:
+    (fit,) = fit_of({"e": {"backend": "null", "max_vcpus": 4, "options": options}}, job)
+    assert (fit.at_once, fit.limited_by, fit.fits) == (at_once, limited_by, at_once > 0)
+    assert bool(misfits([fit])) is (at_once == 0)
+
+
+def test_what_a_backend_does_not_tell_is_not_known() -> None:
+    environments: dict[str, object] = {"e": {"backend": "manual", "max_vcpus": 4}}
+    (fit,) = fit_of(environments, {"memory": 1 << 20})
+    assert (fit.fits, fit.at_once) == (None, None)
+    (fit,) = fit_of(environments, {"vcpus": 5})
+    assert (fit.fits, fit.limited_by) == (False, ("vcpus",))
+
+
+def test_a_job_fits_if_one_of_its_environments_has_room() -> None:
+    small = {"backend": "null", "max_vcpus": 1}
+    found = fit_of({"small": small, "large": {**small, "max_vcpus": 8, "state": "DISABLED"}}, {"vcpus": 2})
+    seen = [(fit.environment, fit.fits, fit.enabled) for fit in found]
+    assert seen == [("small", False, True), ("large", True, False)]
+    assert not misfits(found)
+
+
+def test_an_image_needs_a_backend_that_makes_containers() -> None:
+    def mistakes(**options: object) -> list[str]:
+        environments = {"e": {"backend": "process", "options": options}}
+        tables = {"environments": environments, "jobs": {"j": {"image": "a", "command": ["x"]}}}
+        config, checker = config_of_mapping(tables)
+        judge(config.completed(), BackendRegistry(), KernelState(), checker)
+        return [f"{mistake.key}: {mistake.message}" for mistake in checker.mistakes]
+
+    assert len(mistakes()) == 1
+    assert mistakes()[0].startswith("jobs.j.image: 'a' is not allowed; ")
+    assert mistakes(ignore_image=True) == []
+
+
+def test_what_is_expected_of_a_backend_is_what_it_offers() -> None:
+    """The hosts that a check counts on are those that the kernel then has."""
+    options = {"memory": 100, "gpus": [0, 1]}
+    config = {"e": {"backend": "null", "max_vcpus": 4, "options": options}}
+
+    async def offered() -> tuple[float, int | None, int]:
+        async with Kernel(backends={"null": NullBackend}) as kernel:
+            await kernel.apply({"environments": config})
+            (host,) = (await kernel.describe_compute_environments())[0].hosts
+            return host.vcpus, host.memory_mib, len(host.gpus)
+
+    vcpus, memory, gpus = asyncio.run(offered())
+    (fit,) = fit_of(dict(config), {"array_size": 99, "vcpus": vcpus, "memory": memory, "gpus": gpus})
+    assert (fit.at_once, fit.limited_by) == (1, ("vcpus", "memory", "gpus"))
