@@ -11,12 +11,14 @@ from anybatch.backends.inline import InlineAttempt, InlineBackend
 from anybatch.kernel.apply import Applied
 from anybatch.kernel.arguments import SEQUENTIAL, n_to_n
 from anybatch.kernel.config import Config, load_config
+from anybatch.kernel.control.client import RemoteKernel, connect
 from anybatch.kernel.core.container import ContainerSpec
 from anybatch.kernel.core.errors import (
     AnyBatchError,
     BackendError,
     ConfigError,
     Conflict,
+    ControlError,
     EventsTrimmed,
     InvalidValue,
     JobFailed,
@@ -27,6 +29,7 @@ from anybatch.kernel.core.errors import (
     KernelClosed,
     Mistake,
     NotFound,
+    NotRunning,
     PluginError,
     QuotaExceeded,
     RequestError,
@@ -74,6 +77,7 @@ __all__ = [
     "ConfigError",
     "Conflict",
     "ContainerSpec",
+    "ControlError",
     "DefinitionDetail",
     "DependencyDetail",
     "DependencyType",
@@ -103,12 +107,14 @@ __all__ = [
     "KernelClosed",
     "Mistake",
     "NotFound",
+    "NotRunning",
     "PluginError",
     "PluginInfo",
     "QueueDetail",
     "QuotaExceeded",
     "Quotas",
     "Reason",
+    "RemoteKernel",
     "RequestError",
     "ResourceState",
     "ResourceStatus",
@@ -118,6 +124,7 @@ __all__ = [
     "SinkDetail",
     "SinkError",
     "TaggedKind",
+    "connect",
     "list_plugins",
     "load_config",
     "n_to_n",

@@ -21,8 +21,10 @@ from .backend import Backend, BackendFactory
 from .cleaner import Cleaner
 from .clock import Clock, SystemClock
 from .config_model import Config
+from .control.place import listen
+from .control.server import ControlServer
 from .core.container import ContainerSpec
-from .core.errors import InvalidValue, KernelClosed
+from .core.errors import InvalidValue, KernelClosed, RequestError
 from .core.inputs import (
     StopRunning,
 )
@@ -108,6 +110,10 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
     Events are kept for `retain_events` seconds (7 days), or until the journal is larger than `retain_events_bytes`
     (1 GiB); what a recovery or an unfinished job needs is kept in any case. Ended jobs are kept as their queue says.
 
+    `control` opens a control socket (mode 0600), through which other processes of this user have the same methods:
+    `anybatch.connect(path of the journal or socket)`, and the command line. It is the socket's path, or True for a
+    place beside the journal, or in the runtime folder where that path is too long.
+
     Methods raise `RequestError` (and change nothing) for what cannot be done as asked, `KernelClosed` once
     the kernel is closed. Wherever a job's id is taken, a handle or the job's name is too.
     """
@@ -127,6 +133,7 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
         allow_network_file_system: bool = False,
         retain_events: float = RETAIN_EVENTS_S,
         retain_events_bytes: int = RETAIN_EVENTS_BYTES,
+        control: bool | str | os.PathLike[str] = False,
     ) -> None:
         if on_close not in (None, "detach", "drain", "stop"):
             raise InvalidValue("on_close", on_close, "it is 'detach', 'drain' or 'stop'")
@@ -147,6 +154,9 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
         self._allow_network = args.flag("allow_network_file_system", allow_network_file_system)
         self._retain_events_ms = args.milliseconds("retain_events", retain_events)
         self._retain_events_bytes = args.whole("retain_events_bytes", retain_events_bytes)
+        self._wants_control = control is not False
+        self._given_control = None if isinstance(control, bool) else args.path("control", control)
+        self._control: ControlServer | None = None
         self._entered = False
         self._runtime: Runtime | None = None
 
@@ -169,8 +179,12 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
             self._forgotten = ForgottenJobs(runtime)
             self._sinks = Sinks(self._given_sinks, runtime, self._forgotten)
             self._starting: asyncio.Queue[Driver | None] = asyncio.Queue()
+            if self._wants_control:
+                await self._open_control(runtime)
             self._drivers.open()
         except BaseException:
+            if self._control is not None:
+                await self._control.close()
             await journal.close()
             self._remove_temporary()
             raise
@@ -178,6 +192,12 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
         # __aexit__ always waits for it.
         self._supervisor = asyncio.create_task(self._supervise(), name="anybatch-supervisor")
         return self
+
+    async def _open_control(self, runtime: Runtime) -> None:
+        files = runtime.journal.files
+        listener, path = listen(self._given_control, files, self._runtime_dir)
+        self._control = ControlServer(self, listener, path, files)
+        await self._control.open()
 
     def _open_journal(self) -> Journal:
         if self._path is not None:
@@ -262,8 +282,12 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
             else:
                 self._supervisor.result()
         finally:
-            await runtime.close()
-            self._remove_temporary()
+            try:
+                await runtime.close()
+            finally:
+                if self._control is not None:
+                    await self._control.close()  # after those who wait through it have been told
+                self._remove_temporary()
 
     def _to_stop(self, mode: OnClose) -> list[str]:
         """The environments whose attempts are ended: those that cannot outlive the kernel, or all of them."""
@@ -291,6 +315,16 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
         return self._live.state.kernel_id
 
     @property
+    def path(self) -> Path | None:
+        """The journal's path; None: it is in memory."""
+        return self._path
+
+    @property
+    def control_path(self) -> Path | None:
+        """The control socket's path; None: there is none."""
+        return None if self._control is None else self._control.path
+
+    @property
     def journal_loss(self) -> JournalLoss | None:
         """What was given up when this kernel opened a damaged journal with `accept_loss=True`; None: nothing."""
         return self._live.journal.loss
@@ -313,7 +347,7 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
         """Run one command as a job and wait for it; nothing has to be created before.
 
         It runs as a local process, in an environment and a queue named "anybatch-run", which are made when first
-        needed; with an `image` in a container of the Docker Engine, in "anybatch-run-docker". If the wait is
+        needed; with an `image` in a container of the Docker Engine, in "anybatch-run-docker". If the call is
         cancelled, the job is terminated.
         """
         state = self._open.state
@@ -324,26 +358,29 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
             await self.create_compute_environment(place, backend=backend, exist_ok=True)
         if place not in state.queues:
             await self.create_job_queue(place, priority=1, compute_environments=[place], exist_ok=True)
-        job = await self.submit_job(
-            name,
-            queue=place,
-            image=image,
-            container=container,
-            command=command,
-            script=script,
-            environment=environment,
-            vcpus=vcpus,
-            memory=memory,
-            retry=retry,
-            timeout=timeout,
-            workdir=workdir,
+        submitting = asyncio.ensure_future(
+            self.submit_job(
+                name,
+                queue=place,
+                image=image,
+                container=container,
+                command=command,
+                script=script,
+                environment=environment,
+                vcpus=vcpus,
+                memory=memory,
+                retry=retry,
+                timeout=timeout,
+                workdir=workdir,
+            )
         )
         try:
+            job = await asyncio.shield(submitting)
             detail = await job.wait()
         except asyncio.CancelledError:
             with anyio.CancelScope(shield=True):
-                with contextlib.suppress(KernelClosed):
-                    await job.terminate("The call that ran it was cancelled")
+                with contextlib.suppress(KernelClosed, RequestError):
+                    await (await submitting).terminate("The call that ran it was cancelled")
             raise
         return RunResult(job=detail, output=await job.read_logs())
 

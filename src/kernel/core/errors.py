@@ -3,6 +3,7 @@
 `RequestError`: the caller's; the same call fails again until it is changed, and nothing has changed.
 `BackendError`: the world's; `retryable` says whether the same call may succeed later.
 `JournalError`: the state on disk cannot be used as it is. `KernelClosed`: the kernel has stopped.
+`ControlError`: a kernel in another process cannot be reached.
 `JobFailed`: the job's own end, raised by `JobDetail.raise_for_status`. `KernelBug`: ours.
 """
 
@@ -133,6 +134,14 @@ class EventsTrimmed(JournalError):
 
 class KernelClosed(AnyBatchError):
     """The kernel is closed, closing, or has stopped after an error that its message names."""
+
+
+class ControlError(AnyBatchError):
+    """A kernel in another process cannot be talked to through its control socket; the message says why."""
+
+
+class NotRunning(ControlError):
+    """No kernel runs there, or it has opened no control socket."""
 
 
 class JobFailed(AnyBatchError):
