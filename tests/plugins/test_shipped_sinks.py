@@ -8,7 +8,7 @@ import hashlib
 import hmac
 import logging
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ import aiohttp
 import msgspec
 import pytest
 import pytest_asyncio
+import structlog
 from aiohttp import web
 from anybatch.kernel.sink import EventGap, Sink, SinkContext, SinkError, SinkEvent
 from anybatch.kernel.stream import EventId, JobEvent
@@ -299,6 +300,17 @@ async def test_prometheus_conforms(tmp_path: Path) -> None:
 # ---- the log ----
 
 
+@pytest.fixture
+def plain_log() -> Iterator[None]:
+    """structlog as it is unless a service configures it, whatever other tests have left."""
+    kept = structlog.get_config() if structlog.is_configured() else None
+    structlog.reset_defaults()
+    yield
+    if kept is not None:
+        structlog.configure(**kept)
+
+
+@pytest.mark.usefixtures("plain_log")
 async def test_the_log_has_a_line_per_event(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sink = await opened(LogSink(), tmp_path)
     with caplog.at_level(logging.INFO, "anybatch.events"):
@@ -310,6 +322,7 @@ async def test_the_log_has_a_line_per_event(tmp_path: Path, caplog: pytest.LogCa
     assert "events_missing" in caplog.text
 
 
+@pytest.mark.usefixtures("plain_log")
 async def test_the_log_conforms(caplog: pytest.LogCaptureFixture) -> None:
     async def received() -> list[EventId]:
         found = re.findall(r"\bid=\[(\d+), (\d+)\]", caplog.text)
