@@ -55,6 +55,7 @@ class AttemptDetail(Struct, frozen=True, kw_only=True):
     started_at: datetime | None
     stopped_at: datetime | None
     host: str | None
+    environment: str | None
 
 
 class DependencyDetail(Struct, frozen=True, kw_only=True):
@@ -69,7 +70,8 @@ class JobDetail(Struct, frozen=True, kw_only=True):
 
     `started_at`, `stopped_at`, `status_reason`, `reason` and `exit_code` are those of the latest attempt
     (contract ST-12). An array parent has a `status_summary` and no attempts; a child has an `index` and
-    a `parent_id`. `attempts` lists every attempt that was made, oldest first, the live one included.
+    a `parent_id`. `changed_at` is when the job, or one of its children, last changed its
+    status. `attempts` lists every attempt that was made, oldest first, the live one included.
     """
 
     id: str
@@ -80,6 +82,7 @@ class JobDetail(Struct, frozen=True, kw_only=True):
     reason: str | None
     exit_code: int | None
     created_at: datetime
+    changed_at: datetime
     started_at: datetime | None
     stopped_at: datetime | None
     attempts: tuple[AttemptDetail, ...]
@@ -256,6 +259,7 @@ def job_detail(state: KernelState, job: JobRow, index: int | None) -> JobDetail:
         reason=reason,
         exit_code=last.exit_code if last is not None else None,
         created_at=to_datetime(job.created_ms),
+        changed_at=to_datetime(job.touched_ms),
         started_at=last.started_at if last is not None else None,
         stopped_at=_time(stopped) if status.is_terminal else None,
         attempts=attempts,
@@ -329,6 +333,7 @@ def attempt_details(state: KernelState, job: JobRow, index: int) -> tuple[Attemp
             started_at=_time(past.started_ms),
             stopped_at=_time(past.stopped_ms),
             host=_host_name(state, past.host),
+            environment=_host_environment(state, past.host),
         )
         for past in children.past(index)
     ]
@@ -347,6 +352,7 @@ def attempt_details(state: KernelState, job: JobRow, index: int) -> tuple[Attemp
                 started_at=_time(children.times()[0][index]),
                 stopped_at=_time(_stopped_ms(job, index)) if ended else None,
                 host=_host_name(state, children.hosts()[index]),
+                environment=_host_environment(state, children.hosts()[index]),
             )
         )
     return tuple(found)
@@ -361,6 +367,11 @@ def _failure_class(job: JobRow, index: int) -> FailureClass | None:
 def _host_name(state: KernelState, serial: int) -> str | None:
     host = state.hosts.get(serial)
     return host.name if host is not None else None
+
+
+def _host_environment(state: KernelState, serial: int) -> str | None:
+    host = state.hosts.get(serial)
+    return host.environment if host is not None else None
 
 
 def job_summary(job: JobRow, index: int | None) -> JobSummary:

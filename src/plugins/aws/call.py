@@ -1,0 +1,148 @@
+"""What a handler gets beside the request: the kernel, the settings, and whose call it is."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from anybatch import Kernel, NotFound
+from msgspec import Struct
+
+from .arns import Place
+from .containers import Compiled, compile_definition
+from .errors import refused
+from .settings import AwsSettings
+
+PAGE_MAX: Final = 100
+"""Entries in a page of all lists but ListJobs (contract 9.3)."""
+COMPILED_MAX: Final = 10_000
+"""Revisions of definitions that are held ready; beyond that all are dropped and made again when needed."""
+
+
+class Call(Struct):
+    """One request of one caller."""
+
+    place: Place
+    principal: str
+    request_id: str
+    ignored: list[str] = []
+    """Members that were accepted but have no effect here: they go into the header `x-anybatch-ignored`."""
+
+    def ignores(self, *members: str) -> None:
+        """Note that these have no effect here."""
+        self.ignored += (member for member in members if member not in self.ignored)
+
+
+class Api:
+    """What all handlers share."""
+
+    def __init__(self, kernel: Kernel, settings: AwsSettings) -> None:
+        self.kernel = kernel
+        self.settings = settings
+        self._compiled: dict[str, Compiled] = {}
+
+    async def compiled(self, reference: str) -> Compiled:
+        """A definition, by `name:revision` or by name for its newest ACTIVE revision.
+
+        Raises:
+            NotFound: there is none.
+        """
+        if ":" in reference and reference in self._compiled:
+            return self._compiled[reference]
+        detail = await self.kernel.describe_job_definition(reference)
+        found = self._compiled.get(detail.reference)
+        if found is None:
+            if len(self._compiled) >= COMPILED_MAX:
+                self._compiled.clear()
+            found = self._compiled[detail.reference] = compile_definition(detail)
+        return found
+
+    async def find_compiled(self, reference: str | None) -> Compiled | None:
+        """The same, or None."""
+        if reference is None:
+            return None
+        try:
+            return await self.compiled(reference)
+        except NotFound:
+            return None
+
+
+def aws_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What this front end keeps with a thing; empty if something else made it."""
+    found = metadata.get("aws")
+    return found if isinstance(found, Mapping) else {}
+
+
+def to_ms(when: datetime) -> int:
+    """Epoch milliseconds (W-13)."""
+    return round(when.timestamp() * 1000)
+
+
+# -- pages ------------------------------------------------------------------------------------------
+
+
+def page_size(asked: int | None, most: int = PAGE_MAX) -> int:
+    """PG-2: below 1 is refused, above the maximum is the maximum."""
+    if asked is None:
+        return most
+    if asked < 1:
+        raise refused(f"maxResults must be between 1 and {most}")
+    return min(asked, most)
+
+
+def make_token(kind: str, value: str | int) -> str:
+    """Where the next page begins: opaque to clients."""
+    return base64.urlsafe_b64encode(json.dumps([kind, value]).encode()).decode().rstrip("=")
+
+
+def read_token(kind: str, token: str) -> Any:
+    """What `make_token` was given.
+
+    Raises:
+        ApiError: it is not a token of this list.
+    """
+    try:
+        found = json.loads(base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True))
+    except (ValueError, binascii.Error, UnicodeError, RecursionError):
+        found = None
+    if not isinstance(found, list) or len(found) != 2 or found[0] != kind or type(found[1]) not in (str, int):
+        raise refused("The nextToken is not valid")
+    return found[1]
+
+
+def read_text_token(kind: str, token: str | None) -> str | None:
+    """The same where the value is text."""
+    if token is None:
+        return None
+    found = read_token(kind, token)
+    if not isinstance(found, str):
+        raise refused("The nextToken is not valid")
+    return found
+
+
+def read_number_token(kind: str, token: str | None) -> int | None:
+    """The same where the value is a number."""
+    if token is None:
+        return None
+    found = read_token(kind, token)
+    if not isinstance(found, int) or not 0 <= found < 1 << 62:
+        raise refused("The nextToken is not valid")
+    return found
+
+
+def take_page(names: Iterable[str], after: str | None, size: int) -> tuple[list[str], str | None]:
+    """The names of a page, out of sorted ones, and the last of them if more follow."""
+    found = [name for name in names if after is None or name > after]
+    page = found[:size]
+    return page, page[-1] if len(found) > size else None
+
+
+def check_ids(ids: list[str], what: str, most: int = PAGE_MAX) -> list[str]:
+    """A list of ids or names of bounded length."""
+    if len(ids) > most:
+        raise refused(f"Maximum number of {what} supported is {most}")
+    return ids
