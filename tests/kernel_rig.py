@@ -22,7 +22,7 @@ from anybatch.kernel.journal import Journal
 from anybatch.kernel.runtime import Runtime
 from anybatch.testing.null import NullBackend
 
-UNTIL_S = 20.0
+UNTIL_S = 90.0
 
 
 async def until(condition: Callable[[], object], what: str = "") -> None:

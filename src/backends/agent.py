@@ -39,6 +39,7 @@ PROTOCOL = (1, 1)
 FRAME_MAX = 8 << 20  # bytes: holds the largest script; batches are split far below it
 EXIT_LOCKED = 75  # exit status: another agent holds the state directory
 IDLE_MS = 30_000
+FIRST_MS = 10_000  # however short that is set: for the first client to come
 TIMEOUT_GRACE_MS = 30_000  # between SIGTERM and SIGKILL when a timeout or a signal to the agent ends an attempt
 TICK_MS = 5_000  # how often an idle agent looks whether its state directory is still there
 GROUPS_MAX = 256  # jobs whose prepared environments are kept
@@ -1071,7 +1072,7 @@ class Agent:
         folder = os.path.join(self.state, "scratch")
         for name in os.listdir(folder) if os.path.isdir(folder) and not os.path.islink(folder) else ():
             self._remove(name)
-        self.idle_since_ms = self.now_ms()
+        self.idle_since_ms = self.now_ms() + max(0, FIRST_MS - self.idle_ms)
 
     def _note_reaper(self) -> None:
         """Spool whose children this agent's would become, so that a later agent finds them by that."""

@@ -322,7 +322,9 @@ class AgentClient:
         # Not by msgspec: variables may hold bytes that are no UTF-8, as Python's surrogates.
         link.write(json.dumps(self._hello).encode())
         hello = await link.greeting
-        self._offset_ms = (sent_ms + self._context.clock.now_ms()) // 2 - hello.now_ms
+        # It read its clock between our two readings. Where these clocks may be the same they are taken for that.
+        least, most = sent_ms - hello.now_ms, self._context.clock.now_ms() - hello.now_ms
+        self._offset_ms = 0 if least <= 0 <= most else (least + most) // 2
         if hello.protocol[0] != PROTOCOL[0]:
             theirs, ours = (".".join(map(str, one)) for one in (hello.protocol, PROTOCOL))
             raise BackendError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import os
@@ -417,19 +416,31 @@ def numbered(lines: int) -> str:
     return f"for i in range({lines}): print('%099d' % i)"
 
 
+def paused(lines: int, every: int, gates: Path) -> str:
+    """The same, with a stop after so many until the gate of that number is there."""
+    return f"""
+import os, sys, time
+for i in range({lines}):
+    if i and i % {every} == 0:
+        sys.stdout.flush()
+        while not os.path.exists("{gates}/%d" % i): time.sleep(0.01)
+    print("%099d" % i)
+"""
+
+
 @pytest.mark.asyncio
 @pytest.mark.parametrize("slow", [False, True], ids=["at once", "while it is looked at"])
 async def test_a_long_log_keeps_its_head_and_tail_and_says_so(rig: Rig, slow: bool) -> None:
     backend, context = await rig.open(context=Recorder(rig.root, log_bytes_max=100_000))
-    pause = "import sys, time\n" + numbered(100_000).replace(
-        "print", "i % 20_000 or (sys.stdout.flush(), time.sleep(0.3)); print"
-    )
-    await backend.launch([launch(python(pause if slow else numbered(100_000)))])
-    sizes = []
-    while not context.ends:
-        with contextlib.suppress(OSError):
-            sizes.append(log_path(context.logs_dir, key()).stat().st_blocks * 512)
-        await anyio.sleep(0.02)
+    await backend.launch([launch(python(paused(100_000, 20_000, rig.root) if slow else numbered(100_000)))])
+    if slow:
+        log = log_path(context.logs_dir, key())
+        for line in range(20_000, 100_000, 20_000):
+            # All of it is written, and its middle given back to the disk.
+            await until(lambda n=line: log.exists() and log.stat().st_size == 100 * n)  # type: ignore[misc]
+            await until(lambda: log.stat().st_blocks * 512 < 1_000_000)
+            (rig.root / str(line)).touch()
+    await until(lambda: context.ends)
 
     text = (await output(backend, key())).decode()
     lines = text.split("\n")
@@ -442,7 +453,6 @@ async def test_a_long_log_keeps_its_head_and_tail_and_says_so(rig: Rig, slow: bo
         "",
     ]
     assert context.ends == {key(): 0}
-    assert not slow or sizes[-1] < 6_000_000
 
 
 @pytest.mark.asyncio
@@ -458,16 +468,25 @@ async def test_a_log_at_its_limit_is_left_alone(rig: Rig) -> None:
 @pytest.mark.asyncio
 async def test_who_follows_a_long_log_misses_only_what_was_left_out(rig: Rig) -> None:
     backend, context = await rig.open(context=Recorder(rig.root, log_bytes_max=1 << 20))
-    text = "import sys, time\n" + numbered(100_000).replace(
-        "print", "i % 10_000 or (sys.stdout.flush(), time.sleep(0.2)); print"
-    )
-    await backend.launch([launch(python(text))])
-    seen = (await output(backend, key(), follow=True)).split(b"\n")
+    await backend.launch([launch(python(paused(100_000, 10_000, rig.root)))])
+    seen = bytearray()
+
+    async def follow() -> None:
+        async for piece in backend.logs(key(), follow=True):
+            seen.extend(piece)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(follow())
+        for line in range(10_000, 100_000, 10_000):
+            last = b"%099d\n" % (line - 1)
+            await until(lambda text=last: seen.endswith(text))  # type: ignore[misc]
+            (rig.root / str(line)).touch()
+    found = bytes(seen).split(b"\n")
 
     assert context.ends == {key(): 0}
-    assert seen[:5000] == [b"%099d" % index for index in range(5000)]
-    assert seen[-5000:-1] == [b"%099d" % index for index in range(95_001, 100_000)]
-    assert b"\0" not in b"".join(seen)
+    assert found[:5000] == [b"%099d" % index for index in range(5000)]
+    assert found[-5000:-1] == [b"%099d" % index for index in range(95_001, 100_000)]
+    assert b"\0" not in seen
 
 
 @pytest.mark.asyncio
@@ -501,11 +520,11 @@ async def test_what_does_not_fit_waits_its_turn_and_its_timeout_counts_from_its_
     ran, gate = rig.root / "ran", rig.root / "gate"
     wait = f"while [ ! -e {gate}$AWS_BATCH_JOB_ARRAY_INDEX ]; do sleep 0.01; done"
     text = f"echo $AWS_BATCH_JOB_ARRAY_INDEX >> {ran}; {wait}"
-    whole = shell("sleep 0.1", vcpus_milli=4000, timeout_ms=400)
+    whole = AttemptSpec(command=("true",), vcpus_milli=4000, timeout_ms=300)
 
     await backend.launch([launch(shell(text), range(10), array_size=10), launch(whole, number=2)])  # 4 vCPUs
     await until(lambda: len(numbers_in(ran)) == 4)
-    await anyio.sleep(0.3)
+    await anyio.sleep(0.4)
     assert context.hosts["local"] == Capacity(vcpus_milli=4000, memory_mib=1000, lookahead=8)
     assert (sorted(numbers_in(ran)), len(context.starts)) == ([0, 1, 2, 3], 4)
 
@@ -519,15 +538,19 @@ async def test_what_does_not_fit_waits_its_turn_and_its_timeout_counts_from_its_
     await until(lambda: len(context.ends) == 11)
 
     assert sorted(numbers_in(ran)) == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+    began_ms, ended_ms = context.times[key(0, 2)]
+    assert context.ends.pop(key(0, 2)) == ("timed out" if ended_ms - began_ms >= 300 else 0)  # it may be a slow machine
     assert set(context.ends.values()) == {0, None}
 
 
 @pytest.mark.asyncio
 async def test_memory_counts_as_well_and_what_never_fits_runs_alone(rig: Rig) -> None:
     backend, context = await rig.open(context=Recorder(rig.root, lookahead=8, memory=100, memory_enforcement="none"))
-    most, now = rig.root / "most", rig.root / "now"
+    most, now, met = rig.root / "most", rig.root / "now", rig.root / "met"
     now.mkdir()
-    text = f"touch {now}/$$; ls {now} | wc -l >> {most}; sleep 0.1; rm {now}/$$"
+    # The first two wait for each other.
+    meet = f"while [ ! -e {met} ]; do [ $(ls {now} | wc -l) = 2 ] && touch {met}; sleep 0.01; done"
+    text = f"touch {now}/$$; ls {now} | wc -l >> {most}; {meet}; ls {now} | wc -l >> {most}; rm {now}/$$"
 
     await backend.launch(
         [
@@ -539,8 +562,8 @@ async def test_memory_counts_as_well_and_what_never_fits_runs_alone(rig: Rig) ->
     await until(lambda: len(context.ends) == 8)
 
     assert set(context.ends.values()) == {0}
-    assert max(numbers_in(most)) == 2
-    assert numbers_in(most)[6] == 1
+    assert max(numbers_in(most)[:12]) == 2
+    assert numbers_in(most)[12:14] == [1, 1]
 
 
 @pytest.mark.asyncio
@@ -598,7 +621,7 @@ async def test_gpus_and_reasons_reach_their_attempts_and_jobs(tmp_path: Path) ->
             "gpu", command=["sh", "-c", devices], gpus=1, environment={"OUT": str(tmp_path)}
         )
         await kernel.register_job_definition(
-            "big", command=[sys.executable, "-c", "b = bytearray(200 << 20); import time; time.sleep(9)"], memory=100
+            "big", command=[sys.executable, "-c", "b = bytearray(200 << 20); import time; time.sleep(60)"], memory=100
         )
         many = await kernel.submit_job("many", queue="q", definition="gpu", array_size=3)
         two_folder = tmp_path / "two"

@@ -61,7 +61,7 @@ async def test_exit_codes_and_signals_are_reported_with_their_times(rig: Rig) ->
     assert context.ends[key(0, 2)] == 128 + 9
     assert set(context.starts) == set(context.ends)
     for started_ms, stopped_ms in context.times.values():
-        assert before_ms - 100 <= started_ms <= stopped_ms <= context.clock.now_ms() + 100
+        assert before_ms - 1_000 <= started_ms <= stopped_ms <= context.clock.now_ms() + 1_000
 
 
 @pytest.mark.asyncio
@@ -283,11 +283,12 @@ async def test_stop_ends_the_whole_tree_by_sigterm_then_sigkill(rig: Rig) -> Non
     await backend.launch([launch(AttemptSpec(command=(sys.executable, "-c", STUBBORN, str(pids))))])
     await until(lambda: len(numbers_in(pids)) == 3)
 
-    await backend.stop([key()], 300)
-    await backend.stop([key()], 60_000)
+    await backend.stop([key()], 600_000)
     while sorted((await output(backend, key())).split()) != [b"grandchild", b"grandchild", b"main"]:
         await anyio.sleep(0.01)
     assert context.ends == {}
+    await backend.stop([key()], 100)
+    await backend.stop([key()], 600_000)  # does not put it off
     await until(lambda: context.ends)
 
     assert context.ends == {key(): 128 + 9}
@@ -309,20 +310,25 @@ async def test_the_main_process_end_ends_what_it_left_behind(rig: Rig) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_stop_that_catches_a_launch_before_its_start_leaves_nothing_running(rig: Rig) -> None:
+@pytest.mark.parametrize("held", [False, True], ids=["while it starts them", "before it has read of them"])
+async def test_a_stop_that_catches_a_launch_before_its_start_leaves_nothing_running(rig: Rig, held: bool) -> None:
     backend, context = await rig.open()
-    ran = rig.root / "ran"
+    ran, agent = rig.root / "ran", agent_pid(backend)
     run = launch(shell(f"echo $AWS_BATCH_JOB_ARRAY_INDEX >> {ran}; sleep 60"), range(300), array_size=300)
 
+    if held:
+        os.kill(agent, signal.SIGSTOP)
     await backend.launch([run])
     await backend.stop(run.attempts(), 0)
     await backend.stop([key(0, 77), key(5)], 0)
+    if held:
+        os.kill(agent, signal.SIGCONT)
     await until(lambda: len(context.ends) == 300)
 
     assert set(context.ends.values()) <= {None, 128 + 15, 128 + 9}
     never = [one for one, code in context.ends.items() if code is None]
     assert not {one.index for one in never} & set(numbers_in(ran))
-    assert len(never) > 100
+    assert never or not held
 
 
 @pytest.mark.asyncio
@@ -476,7 +482,7 @@ async def test_close_ends_attempts_and_agent_if_nobody_comes_back(rig: Rig) -> N
 
     await backend.close()
 
-    assert context.ends == {key(): 128 + 15}
+    assert context.ends in ({key(): 128 + 15}, {key(): 128 + 9})  # SIGKILL where the grace was not enough
     await until(lambda: not is_alive(agent))
 
 
@@ -651,7 +657,7 @@ async def test_close_ends_everything_also_just_after_the_connection_was_lost(rig
     await cut_connection(backend)
     await backend.close()
 
-    assert context.ends == {key(): 128 + 15}
+    assert context.ends in ({key(): 128 + 15}, {key(): 128 + 9})  # SIGKILL where the grace was not enough
     await until(lambda: not is_alive(agent))
 
 
