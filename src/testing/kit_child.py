@@ -16,7 +16,7 @@ import anyio
 import msgspec
 from anybatch.kernel.backend import Backend, BackendFactory, Launch
 
-from .kit_context import ENDS, WAIT_S, RecordingContext
+from .kit_context import ENDS, RecordingContext
 
 if TYPE_CHECKING:
     from .kit_rig import Rig
@@ -59,7 +59,9 @@ class Holder:
         session.launched.update(dict.fromkeys(launch.attempts(), launch))
         payload = rig.folder / "payload"
         try:
-            data = pickle.dumps((rig.about.factory, rig.about.options, rig.folder, launch, rig.about.logs, act))
+            data = pickle.dumps(
+                (rig.about.factory, rig.about.options, rig.folder, launch, rig.about.logs, act, rig.wait_s)
+            )
         except (pickle.PicklingError, AttributeError, TypeError) as e:
             raise KitMisused(
                 f"the factory {rig.about.factory!r} cannot be taken to another process ({e}); "
@@ -74,7 +76,7 @@ class Holder:
             )  # fmt: skip
         assert self._process.stdout is not None
         line = b""
-        with anyio.move_on_after(2 * WAIT_S * rig.scale):
+        with anyio.move_on_after(2 * rig.wait_s):
             line = await self._process.stdout.readline()
         if line != b"ready\n":
             text = trouble.read_text(errors="replace")[-TROUBLE_TAIL:]
@@ -104,7 +106,7 @@ def _say(line: str) -> None:
 
 
 async def _hold(
-    factory: BackendFactory, options: dict[str, Any], folder: Path, launch: Launch, logs: bool, act: str
+    factory: BackendFactory, options: dict[str, Any], folder: Path, launch: Launch, logs: bool, act: str, wait_s: float
 ) -> None:
     context = RecordingContext(folder, options=options, durable=True)
     backend: Backend = factory()
@@ -112,7 +114,7 @@ async def _hold(
     launch = msgspec.structs.replace(launch, host=next(iter(context.hosts)))
     await backend.launch([launch])
     for key in launch.attempts():
-        if not await context.until(partial(context.told_of, key)):
+        if not await context.until(partial(context.told_of, key), wait_s):
             _say("no report of a start")
             return
         if {one.kind for one in context.told_of(key)} & {*ENDS} or context.failures:

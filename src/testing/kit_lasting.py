@@ -16,9 +16,10 @@ import msgspec
 from anybatch.kernel.backend import AttemptKey, Launch
 
 from .kit_child import Holder
-from .kit_context import ENDS, EXITED, LOST, REPLACED, STARTED, UNKNOWN, WAIT_S
+from .kit_context import ENDS, EXITED, LOST, REPLACED, STARTED, UNKNOWN
 from .kit_rig import (
     GATE_S,
+    LEFT_S,
     VCPUS_MILLI,
     Rig,
     Session,
@@ -32,8 +33,6 @@ from .kit_rig import (
 
 GATE_CODE = 7
 GATE = f"gate {GATE_CODE} {GATE_S}"
-LEFT_S = 5.0
-"""For what a closed backend has let go of to be gone."""
 POOLS = ("asyncio_", "AnyIO worker thread")
 """Names of threads that belong to the event loop's pools, not to a backend."""
 
@@ -92,9 +91,7 @@ async def new_settings_replace_the_context(rig: Rig) -> None:
     later = await _restarted(rig, session, 2 * VCPUS_MILLI)
     key = launch.attempts()[0]
     await later.stop(launch)
-    reported = await later.context.until(
-        lambda: later.context.ends_of(key) or session.context.faults, WAIT_S * rig.scale
-    )
+    reported = await later.context.until(lambda: later.context.ends_of(key) or session.context.faults, rig.wait_s)
     await rig.quiet()
     for _, text in session.context.faults:
         raise rig.broken(text)
@@ -126,13 +123,7 @@ async def closing_ends_what_nobody_comes_back_to(rig: Rig) -> None:
     launch = await session.going("beat")
     rig.expect(await rig.beats(launch), "a running attempt marks no beats")
     await session.close()
-    await _is_gone(rig, launch, "it goes on after close, with no kernel to come back to it")
-
-
-async def _is_gone(rig: Rig, launch: Launch, otherwise: str) -> None:
-    end = time.monotonic() + LEFT_S * rig.scale
-    while await rig.beats(launch):
-        rig.expect(time.monotonic() < end, otherwise)
+    await rig.gone(launch, "it goes on after close, with no kernel to come back to it")
 
 
 def _open_files() -> dict[str, str]:
@@ -177,7 +168,7 @@ async def closing_leaves_nothing_behind(rig: Rig) -> None:
     gc.collect()
     before = asyncio.all_tasks(), set(threading.enumerate()), _open_files()
     await use()
-    end = time.monotonic() + LEFT_S * rig.scale
+    end = time.monotonic() + LEFT_S * rig.patience
     while left := _held(before):
         rig.expect(time.monotonic() < end, "; ".join(left[:5]))
         await anyio.sleep(0.02)
@@ -241,7 +232,7 @@ async def what_is_lost_has_ended(rig: Rig) -> None:
     session = await rig.open(durable=True)
     launch = await session.going("beat")
     await session.close()
-    await _is_gone(rig, launch, "it goes on after close, and the next kernel is told that it is lost")
+    await rig.gone(launch, "it goes on after close, and the next kernel is told that it is lost")
 
 
 @rule("goodbye 5", needs=[needs_reattach])
@@ -281,7 +272,7 @@ async def _through(rig: Rig, launch: Launch) -> None:
     if not rig.about.shares_files:
         await anyio.sleep(2 * GATE_S * rig.scale)
     else:
-        end = time.monotonic() + WAIT_S * rig.scale
+        end = time.monotonic() + rig.wait_s
         while not all("through" in rig.lines(launch, index) for index in launch.indexes):
             rig.expect(time.monotonic() < end, "attempts did not go on while nobody held them")
             await anyio.sleep(0.02)
@@ -385,7 +376,7 @@ async def strangers_are_found_and_can_be_stopped(rig: Rig) -> None:
     rig.expect(key in later.context.strangers, "start returned without a word of it")
     if rig.about.shares_files:
         await later.stop(launch)
-        end = time.monotonic() + WAIT_S * rig.scale
+        end = time.monotonic() + rig.wait_s
         while "bye" not in rig.lines(launch):
             rig.expect(time.monotonic() < end, "it was stopped, and goes on")
             await anyio.sleep(0.02)

@@ -28,10 +28,14 @@ CLEANUP_S: Final = 3.0
 """For what a check has left running to end after it."""
 QUIET_S: Final = 0.3
 """How long the kit watches that something does not happen."""
+LEFT_S: Final = 5.0
+"""For what has to go after a stop or a close to be gone."""
 BEATLESS_S: Final = 0.6
 """Without a beat for so long an attempt is dead."""
 GRACE_MS: Final = 500
 """Between SIGTERM and SIGKILL where a check waits for the latter."""
+HELD_UP_MS: Final = 20_000
+"""Where it looks whether the caller does: half of it is too long for a call."""
 LONG_GRACE_MS: Final = 60_000
 """Where it must not come to SIGKILL."""
 SLACK_MS: Final = 100
@@ -56,7 +60,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     `max_vcpus` (False: its hosts' own). `enforces_timeouts`: it ends attempts at their `timeout_ms` by itself.
 
     `crowd`: how many attempts are launched at once. `time_scale` stretches every wait and every grace, for slow
-    backends. `folder`: where the kit keeps its files (None: a temporary folder for each check).
+    backends; `patience` only the waits for what has to come, for busy machines (it costs time only where a rule is
+    broken). `folder`: where the kit keeps its files (None: a temporary folder for each check).
     """
 
     factory: BackendFactory
@@ -70,6 +75,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     enforces_timeouts: bool = False
     crowd: int = 1000
     time_scale: float = 1.0
+    patience: float = 1.0
     folder: Path | None = None
 
 
@@ -187,7 +193,7 @@ class Session:
 
     async def says(self, key: AttemptKey, word: bytes) -> None:
         """Wait until an attempt has written this."""
-        with anyio.move_on_after(WAIT_S * self.rig.scale) as scope:
+        with anyio.move_on_after(self.rig.wait_s) as scope:
             while word not in (text := await self.log(key)):
                 ends = self.context.ends_of(key)
                 self.rig.expect(not ends, f"an attempt that should go on has {ends and ends[0]}; its log: {text!r}")
@@ -234,6 +240,8 @@ class Rig:
         self.name = name
         self.about = about
         self.scale = about.time_scale
+        self.patience = about.time_scale * about.patience
+        self.wait_s = WAIT_S * self.patience
         self.folder = folder
         self.marks = folder / "marks"
         self.marks.mkdir()
@@ -252,9 +260,8 @@ class Rig:
 
     async def until(self, context: RecordingContext, condition: Callable[[], object], missing: str) -> None:
         """Wait for what must come."""
-        seconds = WAIT_S * self.scale
-        if not await context.until(condition, seconds):
-            raise self.broken(f"{missing} within {seconds:g} s")
+        if not await context.until(condition, self.wait_s):
+            raise self.broken(f"{missing} within {self.wait_s:g} s")
 
     async def quiet(self) -> None:
         """Wait for what must not come."""
@@ -262,7 +269,7 @@ class Rig:
 
     async def call(self, what: str, call: Awaitable[T]) -> T:
         """A backend's method, within its bound."""
-        seconds = CALL_S * self.scale
+        seconds = CALL_S * self.patience
         try:
             with anyio.move_on_after(seconds):
                 return await call
@@ -312,15 +319,21 @@ class Rig:
         """How often an attempt has run."""
         return self.lines(launch, index).count("run")
 
-    async def beats(self, launch: Launch, suffix: str = "") -> bool:
+    async def beats(self, launch: Launch, suffix: str = "", *, within_s: float | None = None) -> bool:
         """Whether an attempt (or its relative) is alive: it marks its beats."""
         before = len(self.lines(launch, 0, suffix))
-        end = time.monotonic() + BEATLESS_S * max(1.0, self.scale)
+        end = time.monotonic() + (self.wait_s if within_s is None else within_s)
         while len(self.lines(launch, 0, suffix)) <= before:
             if time.monotonic() > end:
                 return False
             await anyio.sleep(BEAT_S)
         return True
+
+    async def gone(self, launch: Launch, otherwise: str, suffix: str = "") -> None:
+        """Wait until an attempt (or its relative) is dead."""
+        end = time.monotonic() + LEFT_S * self.patience
+        while await self.beats(launch, suffix, within_s=BEATLESS_S * max(1.0, self.scale)):
+            self.expect(time.monotonic() < end, otherwise)
 
     def open_gate(self) -> None:
         (self.marks / "gate").touch()

@@ -194,7 +194,7 @@ async def times_are_in_order(rig: Rig) -> None:
         end = await session.end_of(key)
         starts = session.context.starts_of(key)
         times = [began_ms, *(one.when_ms for one in starts), end.when_ms, session.context.clock.now_ms()]
-        slack = SLACK_MS * rig.scale
+        slack = SLACK_MS * rig.patience
         late = [later - earlier for earlier, later in itertools.pairwise(times) if later < earlier - slack]
         shown = [time - began_ms for time in times]
         rig.expect(not late, f"launched, started ({len(starts)} times), ended, now: {shown} ms since the launch")

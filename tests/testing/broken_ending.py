@@ -124,7 +124,7 @@ class NeverKills(Wrapped):
         await super().stop(attempts, 1 << 40)
 
 
-@breaks("stopping_does_not_hold_up_the_caller")
+@breaks("stopping_does_not_hold_up_the_caller", time_scale=SOON)
 class WaitsForTheEnd(Wrapped):
     async def stop(self, attempts: Sequence[AttemptKey], grace_ms: int) -> None:
         await super().stop(attempts, grace_ms)

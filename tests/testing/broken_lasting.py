@@ -169,7 +169,7 @@ class ShowsItsOwnLogs(WrappedProcesses):
                 yield piece
 
 
-@breaks("stopping_ends_the_whole_tree")
+@breaks("stopping_ends_the_whole_tree", time_scale=0.3)
 @breaks("attempts_outlive_a_killed_kernel")
 @breaks("ends_after_a_kill_are_reported")
 @breaks("strangers_are_found_and_can_be_stopped")

@@ -45,16 +45,21 @@ def waits_only(act: str, *args: str) -> Any:
     return shell_programs(act, *args) if act == "wait" else None
 
 
-INLINE = Description(factory=inline, programs=function_programs, kills_trees=False)
-NULL = Description(factory=NullBackend, programs=no_programs, logs=False, shares_files=False, kills_trees=False)
+PATIENCE = 5.0
+"""However busy the machine is."""
+INLINE = Description(factory=inline, programs=function_programs, kills_trees=False, patience=PATIENCE)
+NULL = Description(
+    factory=NullBackend, programs=no_programs, logs=False, shares_files=False, kills_trees=False, patience=PATIENCE
+)
 NULL_MODEL = Description(
     factory=partial(NullBackend, lambda key: (1000.0, 0)),
     programs=waits_only,
     logs=False,
     shares_files=False,
     kills_trees=False,
+    patience=PATIENCE,
 )
-PROCESS = Description(factory=partial(ProcessBackend, agent_idle_ms=1_000), enforces_timeouts=True)
+PROCESS = Description(factory=partial(ProcessBackend, agent_idle_ms=1_000), enforces_timeouts=True, patience=PATIENCE)
 
 RIGHT = {"inline": INLINE, "null": NULL, "null with a model": NULL_MODEL, "process": PROCESS}
 EACH = [pytest.param(check, id=f"{name}-{check}") for name, about in RIGHT.items() for check in checks_for(about)]
@@ -65,6 +70,7 @@ def test_right_backends_keep_every_rule_that_applies(check: Check) -> None:
     check.run()
 
 
+TRIES = 5
 MODULES = (broken_running, broken_ending, broken_lasting)
 
 WRONG = [
@@ -79,11 +85,18 @@ def test_a_wrong_backend_breaks_the_rule_by_its_name(rule: str, about: Descripti
     (check,) = [check for check in checks_for(about, all_=True) if check.name == rule]
     assert check.not_applicable is None
 
-    with pytest.raises(RuleBroken) as caught:
-        check.run()
+    def broken() -> RuleBroken | None:
+        try:
+            check.run()
+        except RuleBroken as error:
+            return error
+        return None
 
-    assert caught.value.rule == rule
-    assert str(caught.value) == f"{rule}: {caught.value.seen}"
+    # What is done too early can come late on a machine that is busy: then it is looked for once more.
+    found = next(filter(None, (broken() for _ in range(TRIES))), None)
+    assert found is not None
+    assert found.rule == rule
+    assert str(found) == f"{rule}: {found.seen}"
 
 
 def test_every_rule_has_a_wrong_backend() -> None:

@@ -20,6 +20,6 @@ def backend() -> Any:
     return names["SubprocessBackend"]()
 
 
-@pytest.mark.parametrize("check", checks_for(Description(factory=backend, crowd=200)), ids=str)
+@pytest.mark.parametrize("check", checks_for(Description(factory=backend, crowd=200, patience=5)), ids=str)
 def test_the_pages_backend_keeps_every_rule_that_applies(check: Check) -> None:
     check.run()
