@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from crash_check import check, shown
-from crash_kernel import append, live
+from crash_kernel import append, lines, live
 
 READY_S_MAX = 90.0
 """For a kernel to open and start its environment."""
@@ -144,13 +144,16 @@ def left_running(folder: Path) -> list[str]:
 class Campaign:
     """One campaign in one folder."""
 
-    def __init__(self, folder: Path, seed: int, target: str, *, deadline: float, drain_s: float) -> None:
+    def __init__(
+        self, folder: Path, seed: int, target: str, *, deadline: float, drain_s: float, jobs_least: int
+    ) -> None:
         self.folder = folder
         self.seed = seed
         self.rng = random.Random(seed)
         self.weights = TARGETS[target]
         self.deadline = deadline
         self.drain_s = drain_s
+        self.jobs_least = jobs_least
         self.kills = 0
         self.starts = 0
         self.clean = 0
@@ -163,11 +166,14 @@ class Campaign:
         return self.kernel
 
     def run(self, kills: int) -> None:
-        """Kill so often (or until the deadline), then run to the end."""
+        """Kill so often (or until the deadline), go on until there have been enough jobs, then run to the end."""
         while self.kills < kills and time.monotonic() < self.deadline:
             target = self.rng.choices(("kernel", "agent", "both"), self.weights)[0]
             kernel = self.kernel or self.start()
             getattr(self, f"kill_{target}")(kernel)
+        while len({ack["token"] for ack in lines(self.folder / "acks")}) < self.jobs_least:
+            if not self.until_ready(self.kernel or self.start(), 0.1):
+                raise Failed("a kernel ended by itself")
         if self.kernel is not None:
             self.close(self.kernel)
         self.finish()
@@ -283,7 +289,7 @@ def campaign(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Run one; how it went besides what the comparison finds."""
     began = time.monotonic()
     deadline = began + args.minutes * 60 if args.minutes else float("inf")
-    one = Campaign(folder, args.seed, args.target, deadline=deadline, drain_s=args.drain)
+    one = Campaign(folder, args.seed, args.target, deadline=deadline, drain_s=args.drain, jobs_least=args.jobs_least)
     try:
         one.run(args.kills)
     except Failed as e:
@@ -300,6 +306,7 @@ def main() -> int:
     parser.add_argument("--target", choices=TARGETS, default="mixed")
     parser.add_argument("--seed", type=int, default=None, help="of what is submitted and when is killed (not of time)")
     parser.add_argument("--minutes", type=float, default=0, help="kill no more after so long (0: no bound)")
+    parser.add_argument("--jobs-least", type=int, default=0, help="go on without kills until so many are acknowledged")
     parser.add_argument("--drain", type=float, default=300, help="seconds for the work to end after the last kill")
     parser.add_argument("--folder", type=Path, help="where to work (new; default: a temporary one)")
     parser.add_argument("--keep", action="store_true", help="keep the folder also if all is well")
