@@ -358,16 +358,16 @@ def references(field: str, value: object) -> list[str]:
     return [job_reference(f"{field}[{n}]", entry) for n, entry in enumerate(value)]
 
 
-def options(field: str, value: object, kind: type[msgspec.Struct], backend: str) -> dict[str, Any]:
-    """A backend's options, checked by its own type, as plain values."""
+def options(field: str, value: object, kind: type[msgspec.Struct], plugin: str) -> dict[str, Any]:
+    """A plugin's options, checked by its own type, as plain values. `plugin` names it in errors: "backend 'x'"."""
     if value is None:
         value = {}
     if not isinstance(value, Mapping):
-        raise InvalidValue(field, value, "it maps the names of the backend's options to values")
+        raise InvalidValue(field, value, "it maps the names of options to values")
     known = kind.__struct_encode_fields__
     for name in value if kind.__struct_config__.forbid_unknown_fields else ():
         if name not in known:
-            allowed = f"no such option{meant(name, known)} (backend {backend!r} has {', '.join(known) or 'none'})"
+            allowed = f"no such option{meant(name, known)} ({plugin} has {', '.join(known) or 'none'})"
             raise InvalidValue(f"{field}.{name}", value[name], allowed)
     try:
         plain = msgspec.to_builtins(dict(value))
@@ -377,8 +377,8 @@ def options(field: str, value: object, kind: type[msgspec.Struct], backend: str)
         named = re.fullmatch(r"(.*) - at `\$\.(\w+)(\S*)`", str(e))
         if named is not None and named[2] in value:
             where, given = f"{field}.{named[2]}", value[named[2]]
-            raise InvalidValue(where, given, f"backend {backend!r}: {named[1]}{named[3] and ' at ' + named[3]}") from e
-        raise InvalidValue(field, dict(value), f"backend {backend!r}: {e}") from e
+            raise InvalidValue(where, given, f"{plugin}: {named[1]}{named[3] and ' at ' + named[3]}") from e
+        raise InvalidValue(field, dict(value), f"{plugin}: {e}") from e
     found: dict[str, Any] = plain
     return found
 

@@ -158,7 +158,7 @@ def environment(
     name = args.text("backend", backend)
     return EnvironmentBody(
         backend=name,
-        options=args.options("options", options, registry.options(name), name),
+        options=args.options("options", options, registry.options(name), f"backend {name!r}"),
         managed=args.flag("managed", managed),
         min_vcpus_milli=args.milli("min_vcpus", min_vcpus),
         max_vcpus_milli=cpus() * 1000 if max_vcpus is None else args.milli("max_vcpus", max_vcpus),

@@ -48,14 +48,15 @@ class Config(Struct, kw_only=True):
     """A configuration, as `load_config` returns it and `Kernel.apply` takes it.
 
     `environments`, `queues` and `definitions` map names to the arguments of `create_compute_environment`,
-    `create_job_queue` and `register_job_definition`; `kernel` holds arguments of `Kernel` (`kernel_arguments` has
-    them ready for use). `jobs` are for `anybatch run`. `source` is the file's absolute path; `lines` says where each
-    key stands in it.
+    `create_job_queue` and `register_job_definition`; `kernel` and `sinks` hold arguments of `Kernel`
+    (`kernel_arguments` has them ready for use). `jobs` are for `anybatch run`. `source` is the file's absolute path;
+    `lines` says where each key stands in it.
     """
 
     name: str = "config"
     source: str | None = None
     kernel: dict[str, Any] = {}
+    sinks: dict[str, dict[str, Any]] = {}
     environments: dict[str, dict[str, Any]] = {}
     queues: dict[str, dict[str, Any]] = {}
     definitions: dict[str, dict[str, Any]] = {}
@@ -63,10 +64,12 @@ class Config(Struct, kw_only=True):
     lines: dict[str, int] = {}
 
     def kernel_arguments(self) -> dict[str, Any]:
-        """What `[kernel]` says, as keyword arguments: `Kernel(path, **config.kernel_arguments())`."""
+        """What `[kernel]` and `[sinks]` say, as keyword arguments: `Kernel(path, **config.kernel_arguments())`."""
         found = dict(self.kernel)
         if "quotas" in found:
             found["quotas"] = Quotas(**found["quotas"])
+        if self.sinks:
+            found["sinks"] = self.sinks
         return found
 
     @property

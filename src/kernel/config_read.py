@@ -15,17 +15,20 @@ from . import arguments as args
 from . import bodies
 from .config_lines import Lines, SyntaxMistake, load
 from .config_model import After, Checker, Config, Place, PlannedJob, dotted, shown
-from .core.errors import ConfigError, InvalidValue, Mistake
+from .core.errors import ConfigError, InvalidValue, Mistake, PluginError
 from .core.model import DependencyType, Quotas
+from .sink import SinkConfig
+from .sinks import make_sinks
 
 
 def _keys(function: Callable[..., Any], *without: str) -> tuple[str, ...]:
     return tuple(name for name in inspect.signature(function).parameters if name not in without)
 
 
-TABLES: Final = ("run", "kernel", "environments", "queues", "definitions", "jobs")
+TABLES: Final = ("run", "kernel", "sinks", "environments", "queues", "definitions", "jobs")
 RUN_KEYS: Final = ("name",)
 KERNEL_KEYS: Final = ("retain_events", "retain_events_bytes", "quotas")
+SINK_KEYS: Final = SinkConfig.__struct_fields__
 QUOTA_KEYS: Final = Quotas.__struct_fields__
 ENVIRONMENT_KEYS: Final = _keys(bodies.environment, "registry")
 QUEUE_KEYS: Final = _keys(bodies.queue)
@@ -103,6 +106,7 @@ class Reader:
         config = Config(
             name=self._name(run),
             kernel=self._kernel(),
+            sinks=self._sinks(),
             environments=self._arguments("environments", ENVIRONMENT_KEYS),
             queues=self._arguments("queues", QUEUE_KEYS),
             definitions=self._arguments("definitions", DEFINITION_KEYS),
@@ -176,6 +180,22 @@ class Reader:
                 found.setdefault("quotas", {})[key] = quota(key, quotas[key])
             except InvalidValue as e:
                 self._checker.add_error(place, e)
+        return found
+
+    def _sinks(self) -> dict[str, dict[str, Any]]:
+        found = {}
+        for name, table in self._tables("sinks", SINK_KEYS).items():
+            kept = {key: value for key, value in table.items() if key in SINK_KEYS}
+            if "plugin" not in kept:
+                self._checker.add(("sinks", name, "plugin"), "it has to be given")
+                continue
+            try:
+                make_sinks({name: kept})
+                found[name] = kept
+            except InvalidValue as e:
+                self._checker.add_error((), e)
+            except PluginError as e:
+                self._checker.add(("sinks", name, "plugin"), str(e))
         return found
 
     # -- definitions and jobs ---------------------------------------------------------------------

@@ -35,7 +35,7 @@ class HostCalls(Calls):
         options = self._registry.host_options(row.body.backend)
         if options is None:
             raise Conflict("compute environment", name, f"its backend {row.body.backend!r} takes no hosts")
-        checked = args.options("settings", settings, options, row.body.backend)
+        checked = args.options("settings", settings, options, f"backend {row.body.backend!r}")
         await self._open.request(RegisterHost(environment=name, host=args.text("host", host), settings=checked))
         await self._drivers.settle(name)
         return self._host(name, host)

@@ -322,7 +322,7 @@ class ResourceCalls(Calls):
         checked = None
         if options is not None:
             backend = row.body.backend
-            checked = args.options("options", options, self._registry.options(backend), backend)
+            checked = args.options("options", options, self._registry.options(backend), f"backend {backend!r}")
         request = UpdateEnvironment(
             name=name,
             state=None if state is None else bodies.resource_state(state),

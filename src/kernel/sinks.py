@@ -16,6 +16,7 @@ from typing import Any, Final
 import anyio
 import msgspec
 
+from . import arguments as args
 from .core.errors import AnyBatchError, EventsTrimmed, InvalidValue, PluginError
 from .logs import Log
 from .registry import GROUPS, load_error
@@ -255,11 +256,11 @@ def make_sinks(
             if config.start not in ("oldest", "new"):
                 raise InvalidValue(f"{field}.start", config.start, "it is 'oldest' or 'new'")
             sink = _load(field, config.plugin)
-            found[name] = config, sink, _options(f"{field}.options", sink, config.options)
+            found[name] = config, sink, _options(f"{field}.options", config.plugin, sink, config.options)
         elif isinstance(config, Sink) and not isinstance(config, type):
             plugin = type(config).__name__
             _check(plugin, config)
-            found[name] = SinkConfig(plugin=plugin), config, _options(f"{field}.options", config, {})
+            found[name] = SinkConfig(plugin=plugin), config, _options(f"{field}.options", plugin, config, {})
         else:
             raise InvalidValue(field, entry, "it is a sink, or {'plugin': ..., 'options': {...}}")
     return found
@@ -291,11 +292,8 @@ def _check(plugin: str, sink: Any) -> None:
         raise PluginError(f"sink {plugin!r} lacks {', '.join(missing)}")
 
 
-def _options(field: str, sink: Sink, given: Mapping[str, Any]) -> Any:
-    try:
-        return msgspec.convert(dict(given), sink.Options)
-    except (msgspec.ValidationError, TypeError) as e:
-        raise InvalidValue(field, dict(given), str(e)) from e
+def _options(field: str, name: str, sink: Sink, given: object) -> Any:
+    return msgspec.convert(args.options(field, given, sink.Options, f"sink {name!r}"), sink.Options)
 
 
 class Sinks:

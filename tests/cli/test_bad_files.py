@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # A comment `#! key | words` says which mistake its line has, `;;` parts several; `#! -` begins one without a key.
 CASES = {
     "unknown keys": """
-        [runs]                          #! runs | unknown key; did you mean run? (allowed: run, kernel, environments,
+        [runs]                          #! runs | unknown key; did you mean run? (allowed: run, kernel, sinks,
         [run]
         names = "x"                     #! run.names | did you mean name? (allowed: name)
         [kernel]
@@ -44,7 +44,7 @@ CASES = {
         depends_on = [{ jobs = "b" }] #! jobs.squares.depends_on[0].jobs | job? ;; jobs.squares.depends_on[0] | an entry
         """,
     "what comes later": """
-        [sinks.s]                       #! sinks | unknown key (allowed: run, kernel,
+        [frontends.aws]                 #! frontends | unknown key (allowed: run, kernel,
         [jobs.a]
         command = ["a"]
         """,

@@ -185,3 +185,50 @@ def test_what_is_expected_of_a_backend_is_what_it_offers() -> None:
     vcpus, memory, gpus = asyncio.run(offered())
     (fit,) = fit_of(dict(config), {"array_size": 99, "vcpus": vcpus, "memory": memory, "gpus": gpus})
     assert (fit.at_once, fit.limited_by) == (1, ("vcpus", "memory", "gpus"))
+
+
+SINKS = """
+[sinks.audit]
+plugin = "jsonl"
+start = "new"
+options.path = "events.jsonl"
+options.colour = 1
+
+[sinks.other]
+plugin = "jsonk"
+
+[sinks.third]
+start = "new"
+
+[sinks.fourth]
+plugin = "log"
+start = "middle"
+often = true
+"""
+
+
+@pytest.mark.asyncio
+async def test_sinks_are_named_in_the_file_and_serve_the_kernel(tmp_path: Path) -> None:
+    good = SERVICE + SINKS[: SINKS.index("options.colour")]
+    config = load_config(written(tmp_path, good))
+    async with Kernel(tmp_path / "j.db", **config.kernel_arguments()) as kernel:
+        await kernel.apply(config)
+        await (await kernel.submit_job("one", queue="q", definition="d")).wait()
+        (sink,) = await kernel.describe_sinks()
+        assert (sink.name, sink.plugin) == ("audit", "jsonl")
+    assert b'"job_name":"one"' in (tmp_path / "events.jsonl").read_bytes()
+
+
+def test_every_mistake_in_sinks_has_its_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tmp_path, SINKS))
+    found = [(one.line, one.key) for one in caught.value.mistakes]
+    assert found == [
+        (6, "sinks.audit.options.colour"),
+        (9, "sinks.other.plugin"),
+        (11, "sinks.third.plugin"),
+        (16, "sinks.fourth.start"),
+        (17, "sinks.fourth.often"),
+    ], caught.value.mistakes
+    assert "colour" in str(caught.value)
+    assert "jsonl, log" in str(caught.value)
