@@ -248,7 +248,7 @@ def job_detail(state: KernelState, job: JobRow, index: int | None) -> JobDetail:
     status = job.status if index is None else STATUSES[job.children.status[at]]
     status_reason, reason = _parent_reason(job) if is_parent else work_reason(job, at)
     cancelled, terminated = _flags(job, index)
-    stopped = job.parent_stopped_ms if is_parent else _stopped_ms(job, at)
+    stopped = job.parent_stopped_ms if is_parent else job.children.stopped_ms(at)
     counts = job.children.counts
     return JobDetail(
         id=job.job_id if index is None else f"{job.job_id}:{index}",
@@ -307,17 +307,12 @@ def _parent_reason(job: JobRow) -> tuple[str | None, None]:
 
 def work_reason(job: JobRow, index: int) -> tuple[str | None, str | None]:
     """The status reason and the backend's reason of a single job or child as it is now."""
-    status_reason, reason, _ = job.children.cause_of(index)
+    status_reason, reason, *_ = job.children.cause_of(index)
     status = job.children.status[index]
     if status < SUCCEEDED:
         stop = job.stopping.get(index)
         return (stop.reason if stop is not None else None), None
     return status_reason or TEXT_ATTEMPT_ENDED, reason
-
-
-def _stopped_ms(job: JobRow, index: int) -> int:
-    stopped = job.children.stopped
-    return stopped[index] if stopped is not None else 0
 
 
 def attempt_details(state: KernelState, job: JobRow, index: int) -> tuple[AttemptDetail, ...]:
@@ -350,7 +345,7 @@ def attempt_details(state: KernelState, job: JobRow, index: int) -> tuple[Attemp
                 reason=reason,
                 failure_class=_failure_class(job, index),
                 started_at=_time(children.times()[0][index]),
-                stopped_at=_time(_stopped_ms(job, index)) if ended else None,
+                stopped_at=_time(children.stopped_ms(index)) if ended else None,
                 host=_host_name(state, children.hosts()[index]),
                 environment=_host_environment(state, children.hosts()[index]),
             )
@@ -384,7 +379,7 @@ def job_summary(job: JobRow, index: int | None) -> JobSummary:
     started = 0 if is_parent or children.started is None else children.started[at]
     status_reason, reason = _parent_reason(job) if is_parent else work_reason(job, at)
     cancelled, terminated = _flags(job, index)
-    stopped = job.parent_stopped_ms if is_parent else _stopped_ms(job, at)
+    stopped = job.parent_stopped_ms if is_parent else children.stopped_ms(at)
     return JobSummary(
         id=job.job_id if index is None else f"{job.job_id}:{index}",
         name=job.name,

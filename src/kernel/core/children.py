@@ -25,6 +25,9 @@ DURATION_MAX: Final = 0xFFFFFFFE
 """Of an earlier attempt, in milliseconds (49 days); longer ones are kept beside the column."""
 REASONS_MAX: Final = 0xFFFF
 """Distinct reasons kept for one job; later ones are replaced by `REASON_OVERFLOW`."""
+TOGETHER_LEAST: Final = 16
+"""Children that end together without having run, from which their time is kept with their reason: a reason takes as
+much as so many times."""
 REASON_OVERFLOW: Final = "(this job has more distinct reasons than are kept)"
 
 
@@ -36,6 +39,8 @@ class Cause(NamedTuple):
     """The backend's."""
     failure: str | None = None
     """A FailureClass."""
+    at_ms: int = 0
+    """When, of many that ended together and have no times of their own; 0 where the columns say it."""
 
 
 ORDINARY: Final = Cause()
@@ -178,6 +183,21 @@ class Children:
             self.stopped = array("q", [0]) * self.size
         return self.started, self.stopped
 
+    def stopped_ms(self, index: int) -> int:
+        """When a child's latest attempt, or its wait for one, ended; 0 if it has not."""
+        stopped = self.stopped[index] if self.stopped is not None else 0
+        return stopped or self.cause_of(index).at_ms
+
+    def end_unrun(self, indexes: Sequence[int], at_ms: int, reason: str) -> None:
+        """Note when and why these children ended that wait for no attempt any more.
+
+        What many have in common is kept once: an array that is cancelled gets no columns of times.
+        """
+        together = len(indexes) >= TOGETHER_LEAST
+        if not together:
+            fill(self.times()[1], indexes, at_ms)
+        self.set_reason(indexes, Cause(reason, at_ms=at_ms if together else 0))
+
     def hosts(self) -> array[int]:
         """The column of host serials, made when first needed."""
         if self.host is None:
@@ -201,7 +221,10 @@ class Children:
         if self.reason is None:
             if ident == 0:
                 return
-            self.reason = array("H", [0]) * self.size
+            everyone = len(indexes) == self.size
+            self.reason = array("H", [ident if everyone else 0]) * self.size
+            if everyone:
+                return
         fill(self.reason, indexes, ident)
 
     def cause_of(self, index: int) -> Cause:

@@ -220,9 +220,7 @@ def _work_failed(state: KernelState, event: WorkFailed, at_ms: int) -> None:
     source = job.children.status[indexes[0]]
     children = job.children
     children.move(indexes, source, FAILED)
-    _, stopped = children.times()
-    fill(stopped, indexes, at_ms)
-    children.set_reason(indexes, Cause(event.reason))
+    children.end_unrun(indexes, at_ms, event.reason)
     job.touched_ms = at_ms
     _children_ended(state, job, indexes, succeeded=False)
 

@@ -98,7 +98,7 @@ def _explain_work(state: KernelState, job: JobRow, index: int, now_ms: int, *, p
 
 
 def _ended(job: JobRow, index: int, status: int) -> Reason:
-    status_reason, reason, _ = job.children.cause_of(index)
+    status_reason, reason, *_ = job.children.cause_of(index)
     code = job.children.code[index]
     text = status_reason or TEXT_ATTEMPT_ENDED
     if reason:

@@ -33,7 +33,7 @@ def forgotten_at_ms(state: KernelState, job: JobRow) -> int:
 
 def ended_ms(job: JobRow) -> int:
     """When an ended job ended."""
-    return job.parent_stopped_ms if job.size is not None else job.children.times()[1][0]
+    return job.parent_stopped_ms if job.size is not None else job.children.stopped_ms(0)
 
 
 def refer(state: KernelState, job: JobRow) -> None:
