@@ -16,6 +16,7 @@ import os
 import sqlite3
 import threading
 import time
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ import msgspec
 from .core.errors import EventsTrimmed, JournalDamaged, JournalError
 from .core.events import AnyEvent
 from .journal_check import admit, check_kind, set_aside
-from .journal_db import add_cursors, connect, epoch_crc, is_whole, make, record_crc, snapshot_crc
+from .journal_db import add_tables, connect, epoch_crc, is_whole, make, read_snapshot, record_crc, snapshot_crc
 from .journal_mark import MarkFile
 from .journal_memory import MemoryJournal
 from .journal_place import check_place, lock, sync_folder
@@ -41,6 +42,14 @@ log = Log("anybatch.kernel")
 SNAPSHOT_BYTES_MIN: Final = 4 << 20
 """Events since the last snapshot before another one is taken."""
 SNAPSHOTS_KEPT: Final = 2
+SNAPSHOT_PART: Final = 256 << 10
+"""Bytes of a larger snapshot that are written at a time: some 0.5 ms."""
+DROP_PARTS: Final = "DELETE FROM snapshot_part WHERE seq NOT IN (SELECT seq FROM snapshot)"
+"""Of snapshots that are not kept, or were not finished."""
+DROP_PART: Final = (
+    "DELETE FROM snapshot_part"
+    " WHERE id = (SELECT MIN(id) FROM snapshot_part WHERE seq NOT IN (SELECT seq FROM snapshot))"
+)
 CHECKPOINT_BYTES: Final = 16 << 20
 """Written to the write-ahead file before it is folded into the main one, in a thread."""
 FOLD_AGAIN_BYTES: Final = 1 << 20
@@ -152,8 +161,9 @@ class FileJournal:
         db = self._db
         # What a kernel left that was not closed is written anew and synced, whatever became of its own syncs.
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        add_cursors(db)
+        add_tables(db)
         row = db.execute("SELECT first, count FROM log ORDER BY first DESC LIMIT 1").fetchone()
+        self._snapshot_bytes = 0
         self._snapshots = self._readable_snapshots()
         kept = self._snapshots[-1] if self._snapshots else 0
         self.last = max(row[0] + row[1] - 1 if row else 0, kept)
@@ -162,19 +172,19 @@ class FileJournal:
         self.epoch = max(self.epoch, max((epoch for _, epoch in self._epochs), default=0))
         sizes = db.execute("SELECT TOTAL(LENGTH(data)) FROM log WHERE first > ?", (kept,)).fetchone()
         self._since_snapshot = int(sizes[0])
-        size = db.execute("SELECT LENGTH(data) FROM snapshot WHERE seq = ?", (kept,)).fetchone()
-        self._snapshot_bytes = size[0] if size else 0
 
     def _readable_snapshots(self) -> list[int]:
         """Where the snapshots stand, oldest first. What cannot be read is no snapshot."""
         found = []
         for (seq,) in self._db.execute("SELECT seq FROM snapshot ORDER BY seq").fetchall():
-            crc, data = self._db.execute("SELECT crc, data FROM snapshot WHERE seq = ?", (seq,)).fetchone()
-            if is_whole(snapshot_crc, seq, data, said=crc):
+            snapshot = read_snapshot(self._db, seq)
+            if snapshot is not None:
                 found.append(seq)
+                self._snapshot_bytes = len(snapshot[2])
             else:
                 log.warning("journal_snapshot_unreadable", journal=str(self.path), at=seq)
                 self._db.execute("DELETE FROM snapshot WHERE seq = ?", (seq,))
+        self._db.execute(DROP_PARTS)  # of one that was not finished, too
         return found
 
     def _first_kept(self) -> int:
@@ -184,8 +194,10 @@ class FileJournal:
     def load(self, older: int = 0) -> tuple[bytes | None, Iterator[Record]]:
         if older < len(self._snapshots):
             seq = self._snapshots[-1 - older]
-            row = self._db.execute("SELECT data FROM snapshot WHERE seq = ?", (seq,)).fetchone()
-            return row[0], self._after(seq)
+            snapshot = read_snapshot(self._db, seq)
+            if snapshot is None:
+                raise JournalDamaged(f"{self.path}: the snapshot at event {seq} is not what was written")
+            return snapshot[2], self._after(seq)
         if self._oldest > 1:
             raise JournalDamaged(f"{self.path} has no snapshot that can be read, and begins with event {self._oldest}")
         return None, self._after(0)
@@ -285,20 +297,44 @@ class FileJournal:
         return bool(self._since_snapshot > max(SNAPSHOT_BYTES_MIN, 2 * self._snapshot_bytes))
 
     def put_snapshot(self, data: bytes) -> None:
-        db = self._db
+        for _ in self.snapshot_steps(data):
+            pass
+
+    def snapshot_steps(self, data: bytes) -> Iterator[None]:
+        seq, crc = self.last, snapshot_crc(self.last, b"")
         self._since_snapshot = 0  # a failure too is followed by a pause
-        kept = [*(seq for seq in self._snapshots if seq < self.last), self.last][-SNAPSHOTS_KEPT:]
         try:
-            db.execute("BEGIN")
-            row = (self.last, snapshot_crc(self.last, data), data)
-            db.execute("INSERT OR REPLACE INTO snapshot VALUES (?, ?, ?)", row)
-            db.execute("DELETE FROM snapshot WHERE seq < ?", (kept[0],))
-            db.execute("COMMIT")
+            if len(data) > SNAPSHOT_PART:
+                if seq in self._snapshots:
+                    return  # it is there: nothing has happened since
+                self._db.execute(DROP_PARTS)  # of one that was given up
+                for start in range(0, len(data), SNAPSHOT_PART):
+                    part = data[start : start + SNAPSHOT_PART]
+                    self._db.execute("INSERT INTO snapshot_part (seq, data) VALUES (?, ?)", (seq, part))
+                    crc = zlib.crc32(part, crc)
+                    self._wrote(len(part))
+                    yield
+                self._note_snapshot(seq, crc, b"")
+            else:
+                self._note_snapshot(seq, snapshot_crc(seq, data), data)
+            self._snapshot_bytes = len(data)
+            while self._db.execute(DROP_PART).rowcount:
+                yield
         except sqlite3.Error as e:
             self._roll_back()
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute(DROP_PARTS)
             raise JournalError(f"{self.path} cannot be written: {e}") from e
+
+    def _note_snapshot(self, seq: int, crc: int, data: bytes) -> None:
+        """The snapshot is whole: from now on it is the newest."""
+        db = self._db
+        kept = [*(one for one in self._snapshots if one < seq), seq][-SNAPSHOTS_KEPT:]
+        db.execute("BEGIN")
+        db.execute("INSERT OR REPLACE INTO snapshot VALUES (?, ?, ?)", (seq, crc, data))
+        db.execute("DELETE FROM snapshot WHERE seq < ?", (kept[0],))
+        db.execute("COMMIT")
         self._snapshots = kept
-        self._snapshot_bytes = len(data)
         self._wrote(len(data))
 
     def _roll_back(self) -> None:

@@ -20,16 +20,15 @@ from .core.errors import JournalDamaged, JournalError
 from .core.events import RECORD_VERSION
 from .journal_db import (
     APPLICATION_ID,
-    CURSOR_TABLE,
-    TABLES,
+    are_tables,
     clear,
     connect,
     create,
     epoch_crc,
     finish,
     is_whole,
+    read_snapshot,
     record_crc,
-    snapshot_crc,
 )
 from .journal_mark import Mark
 from .journal_place import sync_folder
@@ -177,7 +176,7 @@ def _survey(path: Path, folder: Path, *, wal: bool) -> Survey:
                 if said != "ok":
                     found.trouble = " ".join(said.removeprefix("*** in database main ***").split())
             tables = tuple(sql for (sql,) in db.execute("SELECT sql FROM sqlite_master ORDER BY name"))
-            if tables not in (TABLES, (CURSOR_TABLE, *TABLES)):
+            if not are_tables(tables):
                 found.trouble = found.trouble or "its tables are not those of a journal"
             _read_through(db, found)
     except (sqlite3.Error, ValueError, TypeError) as e:
@@ -233,11 +232,9 @@ def _is_whole(record: tuple[Any, ...]) -> bool:
 
 
 def _snapshot(db: sqlite3.Connection, seq: int) -> tuple[int, int, bytes] | None:
-    """The row of a snapshot that can be read."""
-    with contextlib.suppress(sqlite3.Error):
-        for row in db.execute("SELECT seq, crc, data FROM snapshot WHERE seq = ?", (seq,)):
-            if is_whole(snapshot_crc, seq, row[2], said=row[1]):
-                return seq, row[1], row[2]
+    """A snapshot that can be read."""
+    with contextlib.suppress(sqlite3.Error, TypeError):
+        return read_snapshot(db, seq)
     return None
 
 

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +28,11 @@ CURSOR_TABLE: Final = (
     "CREATE TABLE cursor (sink TEXT PRIMARY KEY, epoch INTEGER NOT NULL, seq INTEGER NOT NULL) WITHOUT ROWID"
 )
 """How far each sink has been served. The first journals lack it, so it is made at open; losing it costs repeats."""
+PART_TABLE: Final = "CREATE TABLE snapshot_part (id INTEGER PRIMARY KEY, seq INTEGER NOT NULL, data BLOB NOT NULL)"
+"""The pieces of snapshots that are too large to be written at once; their rows in `snapshot`, written last, have no
+data of their own. Made at open as well."""
+LATER_TABLES: Final = {"cursor": CURSOR_TABLE, "snapshot_part": PART_TABLE}
+PARTS: Final = "SELECT data FROM snapshot_part WHERE seq = ? ORDER BY id"
 _NUMBERS: Final = struct.Struct("<qqq").pack
 
 
@@ -80,7 +85,7 @@ def create(path: Path) -> sqlite3.Connection:
         db.execute("BEGIN")
         db.execute(f"PRAGMA application_id={APPLICATION_ID}")
         db.execute(f"PRAGMA user_version={RECORD_VERSION}")
-        for table in (*TABLES, CURSOR_TABLE):
+        for table in (*TABLES, *LATER_TABLES.values()):
             db.execute(table)
         db.execute("COMMIT")
     except BaseException:
@@ -113,10 +118,32 @@ def make(path: Path) -> None:
     finish(create(new), new, path)
 
 
-def add_cursors(db: sqlite3.Connection) -> None:
-    """Give a journal of the first days the table of the sinks' cursors."""
-    if not db.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'cursor'").fetchone()[0]:
-        db.execute(CURSOR_TABLE)
+def add_tables(db: sqlite3.Connection) -> None:
+    """Give a journal of the first days the tables that it lacks."""
+    there = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+    for name, table in LATER_TABLES.items():
+        if name not in there:
+            db.execute(table)
+
+
+def are_tables(found: Sequence[str]) -> bool:
+    """Whether these statements, as the database gives them, made the tables of a journal."""
+    return {*TABLES} <= {*found} <= {*TABLES, *LATER_TABLES.values()}
+
+
+def read_snapshot(db: sqlite3.Connection, seq: int) -> tuple[int, int, bytes] | None:
+    """A snapshot's sequence number, checksum and data, if it is what was written."""
+    for crc, data in db.execute("SELECT crc, data FROM snapshot WHERE seq = ?", (seq,)).fetchall():
+        if data == b"" and has_parts(db):
+            data = b"".join(part for (part,) in db.execute(PARTS, (seq,)))
+        if is_whole(snapshot_crc, seq, data, said=crc):
+            return seq, crc, data
+    return None
+
+
+def has_parts(db: sqlite3.Connection) -> bool:
+    """Whether the journal has the table for pieces of snapshots."""
+    return bool(db.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'snapshot_part'").fetchone()[0])
 
 
 def clear(new: Path) -> None:

@@ -58,6 +58,9 @@ class MemoryJournal:
     def put_snapshot(self, data: bytes) -> None:
         pass
 
+    def snapshot_steps(self, data: bytes) -> Iterator[None]:
+        return iter(())
+
     def read(self, after: int) -> list[Record]:
         if after + 1 < self.oldest:
             raise EventsTrimmed((self.epoch, after), (self.epoch, self.oldest))

@@ -89,6 +89,9 @@ class Journal(Protocol):
     def put_snapshot(self, data: bytes) -> None:
         """Keep the state as of `last`, and the snapshot before it. Raises JournalError: nothing of it was written."""
 
+    def snapshot_steps(self, data: bytes) -> Iterator[None]:
+        """The same, a little at a time: commits may come between. It counts from the last step on; one at a time."""
+
     def read(self, after: int) -> list[Record]:
         """Some records (at most READ_RECORDS) with events after this sequence number, in order; [] at the end.
 

@@ -113,6 +113,8 @@ class Runtime:
         self._patient_waiters: list[SyncWaiter] = []
         self._sync_task: asyncio.Task[None] | None = None
         self._sync_timer: asyncio.TimerHandle | None = None
+        self._snapshot: Iterator[None] | None = None
+        """The snapshot that is being written."""
 
     # -- opening ----------------------------------------------------------------------------------
 
@@ -281,12 +283,27 @@ class Runtime:
     def _after_commit(self) -> None:
         for listener in self._listeners:
             listener()
-        if self.journal.wants_snapshot():
-            self._put_snapshot()
+        if self._snapshot is None and self.journal.wants_snapshot():
+            self._snapshot = self.journal.snapshot_steps(encode(self.state))
+            self._step_snapshot()
         self._sync_soon()
 
+    def _step_snapshot(self) -> None:
+        """Write a piece of the snapshot that is under way; the next after whatever else is to be done by then.
+
+        A snapshot shortens the next recovery; without it, that replays more.
+        """
+        if self._snapshot is None or self._closed or self._loop is None:
+            return
+        try:
+            for _ in self._snapshot:
+                self._loop.call_soon(self._step_snapshot)
+                return
+        except JournalError as e:
+            log.warning("snapshot_not_written", error=str(e))
+        self._snapshot = None
+
     def _put_snapshot(self) -> None:
-        """A snapshot shortens the next recovery; without it, that replays more."""
         try:
             self.journal.put_snapshot(encode(self.state))
         except JournalError as e:
@@ -481,6 +498,7 @@ class Runtime:
         while self._inbox and self.failure is None:
             self._turn()
         self._closed = True
+        self._snapshot = None
         for timer in (self._timer, self._sync_timer):
             if timer is not None:
                 timer.cancel()

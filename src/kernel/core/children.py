@@ -6,7 +6,7 @@ slice, so that taking or cancelling many children costs what the memory operatio
 
 What every child needs from the start is one byte of status and two each for the attempt number and the
 exit code. Times and hosts (20 bytes) come with the first placement, reasons (2 bytes) with the first
-unusual one, history heads (4 bytes) with the first retry. Each further attempt costs 24 bytes.
+unusual one, history heads (4 bytes) with the first retry. Each further attempt costs 20 bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ NO_CODE: Final = -1
 """Stands for an absent exit code in the code column."""
 NO_ROW: Final = 0xFFFFFFFF
 DURATION_MAX: Final = 0xFFFFFFFE
-"""Of an earlier attempt, in milliseconds (49 days); longer ones are kept beside the column."""
+"""Of an earlier attempt, in milliseconds (49 days); as long and longer ones are kept beside the column."""
+NEVER_RAN: Final = 0xFFFFFFFF
+"""In the place of a duration: the attempt ended without having run."""
+FAR: Final = 0xFFFFFFFF
+"""In the place of a start: it is kept beside the column."""
+ORIGIN_MS: Final = 86_400_000
+"""How long before a job's first earlier attempt its column of starts begins."""
 REASONS_MAX: Final = 0xFFFF
 """Distinct reasons kept for one job; later ones are replaced by `REASON_OVERFLOW`."""
 TOGETHER_LEAST: Final = 16
@@ -58,38 +64,61 @@ class PastAttempt(NamedTuple):
 
 
 class History:
-    """Earlier attempts, appended in the order in which they ended, linked per child from `head`."""
+    """Earlier attempts, appended in the order in which they ended, linked per child from `head`.
 
-    __slots__ = ("code", "duration", "head", "host", "long", "prev", "reason", "started")
+    A row takes 20 bytes: times are 4 bytes each, from `origin_ms` on; those that do not fit are kept beside the columns.
+    """
+
+    __slots__ = ("code", "duration", "far", "head", "host", "long", "origin_ms", "prev", "reason", "started")
 
     def __init__(self, size: int) -> None:
         self.head = array("I", [NO_ROW]) * size
         self.prev = array("I")
-        self.started = array("q")
+        self.started = array("I")
         self.duration = array("I")
         self.host = array("I")
         self.code = array("h")
         self.reason = array("H")
+        self.origin_ms = 0
         self.long: dict[int, int] = {}
+        """Durations of rows that say DURATION_MAX."""
+        self.far: dict[int, int] = {}
+        """Starts of rows that say FAR."""
 
     def append(self, index: int, started: int, stopped: int, host: int, code: int, reason: int) -> None:
         """Add a child's latest earlier attempt. `started` 0: it never ran, and `stopped` is kept instead."""
         row = len(self.prev)
         self.prev.append(self.head[index])
         self.head[index] = row
-        if started:
-            duration = max(0, stopped - started)
-            if duration > DURATION_MAX:
-                self.long[row] = duration
-                duration = DURATION_MAX
-            self.started.append(started)
-            self.duration.append(duration)
-        else:
-            self.started.append(-stopped)
-            self.duration.append(0)
         self.host.append(host)
         self.code.append(code)
         self.reason.append(reason)
+        self.append_times(row, started, stopped)
+
+    def append_times(self, row: int, started: int, stopped: int) -> None:
+        """Add the times of the next row."""
+        if started:
+            duration = max(0, stopped - started)
+            if duration >= DURATION_MAX:
+                self.long[row] = duration
+                duration = DURATION_MAX
+        else:
+            started, duration = stopped, NEVER_RAN
+        if not row:
+            self.origin_ms = started - ORIGIN_MS
+        offset = started - self.origin_ms
+        if not 0 <= offset < FAR:
+            self.far[row] = started
+            offset = FAR
+        self.started.append(offset)
+        self.duration.append(duration)
+
+    def times(self, row: int) -> tuple[int, int]:
+        """When an attempt started (0: it never ran) and stopped, in epoch ms."""
+        begin, duration = self.far.get(row, self.origin_ms + self.started[row]), self.duration[row]
+        if duration == NEVER_RAN:
+            return 0, begin
+        return begin, begin + self.long.get(row, duration)
 
     def rows(self, index: int) -> list[int]:
         """The rows of one child, oldest first."""
@@ -250,8 +279,7 @@ class Children:
         if history is None:
             return
         for number, row in enumerate(history.rows(index), 1):
-            started, duration = history.started[row], history.long.get(row, history.duration[row])
-            begin, end = (started, started + duration) if started > 0 else (0, -started)
+            begin, end = history.times(row)
             yield PastAttempt(
                 number, history.code[row], begin, end, history.host[row], self.reasons[history.reason[row]]
             )

@@ -46,7 +46,7 @@ _COLUMNS = (("host", "I"), ("started", "q"), ("stopped", "q"), ("reason", "H"))
 _HISTORY = (
     ("head", "I"),
     ("prev", "I"),
-    ("started", "q"),
+    ("started", "I"),
     ("duration", "I"),
     ("host", "I"),
     ("code", "h"),
@@ -79,12 +79,12 @@ class _Job(Struct, array_like=True):
     uncounted: list[tuple[int, int]]
     lost: list[tuple[int, int]]
     flags: list[tuple[int, bool]]
-    status: bytes
-    number: bytes
-    code: bytes
-    columns: list[bytes | None]
+    status: memoryview
+    number: memoryview
+    code: memoryview
+    columns: list[memoryview | None]
     reasons: list[Cause]
-    history: list[bytes] | None
+    history: list[memoryview] | None
     long: list[tuple[int, int]]
 
 
@@ -227,12 +227,18 @@ def _job(job: JobRow) -> _Job:
         [(i, stop.kind.value, stop.reason) for i, stop in sorted(job.stopping.items())],
         sorted(job.gpus.items()), sorted(job.uncounted.items()), sorted(job.lost.items()),
         sorted(job.flags.items()),
-        bytes(children.status), children.number.tobytes(), children.code.tobytes(),
-        [None if column is None else column.tobytes() for column in columns],
+        memoryview(children.status), memoryview(children.number), memoryview(children.code),
+        [None if column is None else memoryview(column) for column in columns],
         children.reasons,
-        None if history is None else [getattr(history, name).tobytes() for name, _ in _HISTORY],
+        None if history is None else _history(history),
         [] if history is None else sorted(history.long.items()),
     )  # fmt: skip
+
+
+def _history(history: History) -> list[memoryview]:
+    far = array("q", [number for pair in sorted(history.far.items()) for number in pair])
+    origin = array("q", [history.origin_ms])
+    return [*(memoryview(getattr(history, name)) for name, _ in _HISTORY), memoryview(origin), memoryview(far)]
 
 
 def decode(data: bytes, quotas: Quotas) -> KernelState:
@@ -297,19 +303,44 @@ def _row(kept: _Job) -> JobRow:
 def _children(kept: _Job) -> Children:
     children = Children(len(kept.status))
     children.status = bytearray(kept.status)
-    children.number = array("H", kept.number)
-    children.code = array("h", kept.code)
+    children.number = _array("H", kept.number)
+    children.code = _array("h", kept.code)
     children.counts = [children.status.count(byte) for byte in range(len(STATUSES))]
     for (name, code), data in zip(_COLUMNS, kept.columns, strict=True):
-        setattr(children, name, None if data is None else array(code, data))
+        setattr(children, name, None if data is None else _array(code, data))
     for reason in kept.reasons:
         children.reason_id(reason)
     if kept.history is not None:
-        children.history = History(0)
-        for (name, code), data in zip(_HISTORY, kept.history, strict=True):
-            setattr(children.history, name, array(code, data))
-        children.history.long = dict(kept.long)
+        children.history = _kept_history(kept.history, dict(kept.long))
     return children
+
+
+def _array(code: str, data: memoryview) -> array[int]:
+    column = array(code)
+    column.frombytes(data)
+    return column
+
+
+def _kept_history(columns: list[memoryview], long: dict[int, int]) -> History:
+    history = History(0)
+    if len(columns) == len(_HISTORY):
+        return _first_history(history, columns, long)
+    for (name, code), data in zip(_HISTORY, columns, strict=False):
+        setattr(history, name, _array(code, data))
+    far = _array("q", columns[-1])
+    history.far, history.long = dict(zip(far[::2], far[1::2], strict=True)), long
+    history.origin_ms = _array("q", columns[-2])[0]
+    return history
+
+
+def _first_history(history: History, columns: list[memoryview], long: dict[int, int]) -> History:
+    """Of the first days: starts were 8 bytes each, and told the end, below zero, of what never ran."""
+    for (name, code), data in zip(_HISTORY, columns, strict=True):
+        if name not in ("started", "duration"):
+            setattr(history, name, _array(code, data))
+    for row, (start, duration) in enumerate(zip(_array("q", columns[2]), _array("I", columns[3]), strict=True)):
+        history.append_times(row, max(start, 0), start + long.get(row, duration) if start > 0 else -start)
+    return history
 
 
 def _index(state: KernelState, job: JobRow) -> None:
