@@ -66,7 +66,7 @@ class PastAttempt(NamedTuple):
 class History:
     """Earlier attempts, appended in the order in which they ended, linked per child from `head`.
 
-    A row takes 20 bytes: times are 4 bytes each, from `origin_ms` on; those that do not fit are kept beside the columns.
+    A row takes 20 bytes: times are 4 bytes each, from `origin_ms` on; what does not fit is kept beside the columns.
     """
 
     __slots__ = ("code", "duration", "far", "head", "host", "long", "origin_ms", "prev", "reason", "started")
