@@ -10,6 +10,7 @@ plugin authors import `anybatch.testing`.
 from anybatch.backends.inline import InlineAttempt, InlineBackend
 from anybatch.kernel.apply import Applied
 from anybatch.kernel.arguments import SEQUENTIAL, n_to_n
+from anybatch.kernel.audit import AuditRecord
 from anybatch.kernel.config import Config, load_config
 from anybatch.kernel.control.client import RemoteKernel, connect
 from anybatch.kernel.core.container import ContainerSpec
@@ -71,6 +72,7 @@ __all__ = [
     "AnyBatchError",
     "Applied",
     "AttemptDetail",
+    "AuditRecord",
     "BackendError",
     "Code",
     "Config",

@@ -27,7 +27,7 @@ def _keys(function: Callable[..., Any], *without: str) -> tuple[str, ...]:
 
 TABLES: Final = ("run", "kernel", "sinks", "environments", "queues", "definitions", "jobs")
 RUN_KEYS: Final = ("name",)
-KERNEL_KEYS: Final = ("retain_events", "retain_events_bytes", "quotas")
+KERNEL_KEYS: Final = ("retain_events", "retain_events_bytes", "retain_audit", "retain_audit_bytes", "quotas")
 SINK_KEYS: Final = SinkConfig.__struct_fields__
 QUOTA_KEYS: Final = Quotas.__struct_fields__
 ENVIRONMENT_KEYS: Final = _keys(bodies.environment, "registry")
@@ -165,8 +165,9 @@ class Reader:
         table = self._table(("kernel",), self._document.get("kernel", {}))
         self._known(("kernel",), table, KERNEL_KEYS)
         found: dict[str, Any] = {}
-        for key, convert in (("retain_events", args.milliseconds), ("retain_events_bytes", args.whole)):
-            if key in table:
+        for key in KERNEL_KEYS:
+            if key in table and key != "quotas":
+                convert = args.whole if key.endswith("_bytes") else args.milliseconds
                 try:
                     convert(key, table[key])
                     found[key] = table[key]

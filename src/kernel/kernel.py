@@ -17,6 +17,8 @@ import msgspec
 
 from . import arguments as args
 from .apply import Applied, apply_config
+from .audit import RETAIN_AUDIT_BYTES, RETAIN_AUDIT_S, Audit
+from .audit_calls import AuditCalls
 from .backend import Backend, BackendFactory
 from .cleaner import Cleaner
 from .clock import Clock, SystemClock
@@ -89,7 +91,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
         return self
 
 
-class Kernel(JobCalls, ResourceCalls, HostCalls):
+class Kernel(JobCalls, ResourceCalls, HostCalls, AuditCalls):
     """A batch engine inside your event loop (asyncio).
 
     `path` names the journal's file, made if it is not there; without one the journal is in memory and the
@@ -109,6 +111,8 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
 
     Events are kept for `retain_events` seconds (7 days), or until the journal is larger than `retain_events_bytes`
     (1 GiB); what a recovery or an unfinished job needs is kept in any case. Ended jobs are kept as their queue says.
+    Records of calls through front ends (`audit`) are kept for `retain_audit` seconds (90 days), or until they take
+    more than `retain_audit_bytes` (1 GiB).
 
     `control` opens a control socket (mode 0600), through which other processes of this user have the same methods:
     `anybatch.connect(path of the journal or socket)`, and the command line. It is the socket's path, or True for a
@@ -133,6 +137,8 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
         allow_network_file_system: bool = False,
         retain_events: float = RETAIN_EVENTS_S,
         retain_events_bytes: int = RETAIN_EVENTS_BYTES,
+        retain_audit: float = RETAIN_AUDIT_S,
+        retain_audit_bytes: int = RETAIN_AUDIT_BYTES,
         control: bool | str | os.PathLike[str] = False,
     ) -> None:
         if on_close not in (None, "detach", "drain", "stop"):
@@ -154,6 +160,8 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
         self._allow_network = args.flag("allow_network_file_system", allow_network_file_system)
         self._retain_events_ms = args.milliseconds("retain_events", retain_events)
         self._retain_events_bytes = args.whole("retain_events_bytes", retain_events_bytes)
+        self._retain_audit_ms = args.milliseconds("retain_audit", retain_audit)
+        self._retain_audit_bytes = args.whole("retain_audit_bytes", retain_audit_bytes)
         self._wants_control = control is not False
         self._given_control = None if isinstance(control, bool) else args.path("control", control)
         self._control: ControlServer | None = None
@@ -177,6 +185,8 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
             self._runtime = runtime
             self._trimmer = Trimmer(runtime, self._retain_events_ms, self._retain_events_bytes)
             self._forgotten = ForgottenJobs(runtime)
+            folder = journal.files if journal.durable else None
+            self._audit = Audit(folder, self._retain_audit_ms, self._retain_audit_bytes)
             self._sinks = Sinks(self._given_sinks, runtime, self._forgotten)
             self._starting: asyncio.Queue[Driver | None] = asyncio.Queue()
             if self._wants_control:
@@ -287,6 +297,7 @@ class Kernel(JobCalls, ResourceCalls, HostCalls):
             finally:
                 if self._control is not None:
                     await self._control.close()  # after those who wait through it have been told
+                await self._audit.close()
                 self._remove_temporary()
 
     def _to_stop(self, mode: OnClose) -> list[str]:
