@@ -19,7 +19,10 @@ from typing import Any, Final, TypeVar
 
 import anybatch
 import boto3
+import botocore.auth
+import botocore.awsrequest
 import botocore.config
+import botocore.credentials
 import botocore.session
 import pytest
 from anybatch.plugins.aws import AwsFrontEnd, AwsSettings
@@ -85,6 +88,14 @@ class Served:
     def url(self) -> str:
         return self.front_end.url
 
+    @property
+    def key(self) -> str:
+        return "no-auth" if self.front_end.identity is None else self.front_end.identity.first.key
+
+    @property
+    def secret(self) -> str:
+        return "no-auth" if self.front_end.identity is None else self.front_end.identity.first.secret
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Something on the kernel's loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(UNTIL_S)
@@ -92,8 +103,9 @@ class Served:
     def client(self, service: str = "batch", **more: Any) -> Any:
         """A boto3 client whose answers are judged."""
         session = boto3.Session(
-            aws_access_key_id=more.pop("key", "AKIDEXAMPLE"),
-            aws_secret_access_key=more.pop("secret", "secret"),
+            aws_access_key_id=more.pop("key", self.key),
+            aws_secret_access_key=more.pop("secret", self.secret),
+            aws_session_token=more.pop("token", None),
             region_name=more.pop("region", REGION),
         )
         config = botocore.config.Config(retries={"total_max_attempts": 1}, **more)
@@ -101,9 +113,15 @@ class Served:
         client.meta.events.register("before-parse", _judge)
         return client
 
-    def post(self, path: str, body: bytes = b"{}", *, method: str = "POST", **headers: str) -> tuple[int, Any, Any]:
+    def post(
+        self, path: str, body: bytes = b"{}", *, method: str = "POST", signed: bool = True, **headers: str
+    ) -> tuple[int, Any, Any]:
         """A bare HTTP call: (status, decoded body, headers)."""
-        headers = {"Content-Type": "application/json", **{name.replace("_", "-"): v for name, v in headers.items()}}
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        if method == "POST":
+            headers = {"Content-Type": "application/json", **headers}
+        if signed:
+            headers = self.sign(path, b"" if method == "GET" else body, method, headers)
         request = urllib.request.Request(
             self.url + path, data=None if method == "GET" else body, method=method, headers=headers
         )
@@ -113,6 +131,15 @@ class Served:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, json.loads(error.read() or b"null"), error.headers
+
+    def sign(
+        self, path: str, body: bytes, method: str, headers: dict[str, str], *, service: str = "batch"
+    ) -> dict[str, str]:
+        """The headers of a request that botocore signs."""
+        credentials = botocore.credentials.Credentials(self.key, self.secret)
+        request = botocore.awsrequest.AWSRequest(method, self.url + path, headers, body)
+        botocore.auth.SigV4Auth(credentials, service, REGION).add_auth(request)
+        return dict(request.headers)
 
 
 def _judge(operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:

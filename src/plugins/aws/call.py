@@ -15,6 +15,7 @@ from msgspec import Struct
 from .arns import Place
 from .containers import Compiled, compile_definition
 from .errors import refused
+from .identity import NOBODY, Principal
 from .settings import AwsSettings
 
 PAGE_MAX: Final = 100
@@ -27,8 +28,11 @@ class Call(Struct):
     """One request of one caller."""
 
     place: Place
-    principal: str
     request_id: str
+    principal: Principal = NOBODY
+    remote: str = ""
+    secure: bool = False
+    user_agent: str = ""
     ignored: list[str] = []
     """Members that were accepted but have no effect here: they go into the header `x-anybatch-ignored`."""
 

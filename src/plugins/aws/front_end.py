@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import os
+import ssl
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
 from aiohttp import web
 from anybatch import InvalidValue, Kernel
 
+from .authenticate import LOCAL_NAMES
 from .call import Api
+from .identity import Credentials, Identity
 from .server import Server
-from .settings import BODY_BYTES_MAX, IDLE_S_MAX, AwsSettings, check_settings
+from .settings import BODY_BYTES_MAX, DEFAULT_REGION, IDLE_S_MAX, AwsSettings, check_settings
 
 DEFAULT_BIND: Final = "127.0.0.1:8642"
 STOP_S_MAX: Final = 10.0
@@ -26,30 +32,68 @@ def parse_bind(bind: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class AwsFrontEnd:
     """Serves a kernel to clients of AWS Batch while the `async with` lasts.
 
         async with anybatch.Kernel("batch.db") as kernel, AwsFrontEnd(kernel) as front_end:
             print(front_end.url)
 
-    Calls that are being answered when it closes are finished, for up to 10 s.
+    `credentials` names the file of principals, keys and policies, which is made with one administrator at the first
+    start (mode 0600); without it there is one administrator whose key is made anew each time. `no_auth` lets every
+    caller do everything, and is refused unless `bind` is a loopback address. `hosts` adds to the names by which clients
+    may call this server (those of loopback, and the one that it is bound to). Calls that are being answered when it
+    closes are finished, for up to 10 s.
+
+    Raises:
+        InvalidValue: a setting or the file of credentials is not as it should be.
+        OSError: (at entry) the address cannot be bound.
     """
 
-    def __init__(self, kernel: Kernel, *, bind: str = DEFAULT_BIND, settings: AwsSettings | None = None) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        *,
+        bind: str = DEFAULT_BIND,
+        settings: AwsSettings | None = None,
+        credentials: str | os.PathLike[str] | None = None,
+        no_auth: bool = False,
+        hosts: Sequence[str] = (),
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._kernel = kernel
         self._host, self._port = parse_bind(bind)
         self.settings = check_settings(settings or AwsSettings())
+        if no_auth and not is_loopback(self._host):
+            raise InvalidValue("bind", bind, "without authentication it binds to a loopback address only")
+        if no_auth and credentials is not None:
+            raise InvalidValue("no_auth", True, "either credentials or no_auth")
+        self.identity: Identity | None = None
+        if not no_auth:
+            self.identity = Identity.new() if credentials is None else Identity.open(credentials)
+        own = f"[{self._host}]" if ":" in self._host else self._host
+        self._hosts = frozenset((*LOCAL_NAMES, own.lower(), *(name.lower() for name in hosts)))
+        self._tls = tls
         self._runner: web.ServerRunner | None = None
 
     async def __aenter__(self) -> Self:
-        server = Server(Api(self._kernel, self.settings))
+        server = Server(Api(self._kernel, self.settings), self.identity, self._hosts)
         runner = web.ServerRunner(
             web.Server(server.handle, request_factory=_request, access_log=None, keepalive_timeout=IDLE_S_MAX),
             shutdown_timeout=STOP_S_MAX,
         )
         await runner.setup()
         try:
-            site = web.TCPSite(runner, self._host, self._port)
+            site = web.TCPSite(runner, self._host, self._port, ssl_context=self._tls)
             await site.start()
             self._port = runner.addresses[0][1]
         except BaseException:
@@ -74,7 +118,23 @@ class AwsFrontEnd:
     def url(self) -> str:
         """What clients take as their endpoint."""
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self._port}"
+        return f"{'http' if self._tls is None else 'https'}://{host}:{self._port}"
+
+    def export_lines(self) -> list[str]:
+        """What to paste into a shell, so that clients there call this server."""
+        region = self.settings.region or DEFAULT_REGION
+        first = self.identity.first if self.identity is not None else Credentials("no-auth", "no-auth")
+        found = {
+            "AWS_ENDPOINT_URL_BATCH": self.url,
+            "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS": self.url,
+            "AWS_ENDPOINT_URL_ECS": self.url,
+            "AWS_ENDPOINT_URL_STS": self.url,
+            "AWS_ACCESS_KEY_ID": first.key,
+            "AWS_SECRET_ACCESS_KEY": first.secret,
+            "AWS_DEFAULT_REGION": region,
+            "AWS_REGION": region,
+        }
+        return [f"export {name}={value}" for name, value in found.items()]
 
 
 def _request(

@@ -8,6 +8,7 @@ from typing import Any, Final
 from anybatch import JobSummary, NotFound, RequestError
 
 from .arns import JOB_ID, NODE_ID, job_id, resource_name
+from .authorize import Need, check, job_resource
 from .call import Api, Call, check_ids, make_token, page_size, read_number_token, to_ms
 from .checks import STATUSES
 from .errors import ApiError, refused, translate
@@ -156,12 +157,12 @@ async def terminate_job(api: Api, call: Call, request: TerminateJobRequest) -> d
 
 async def cancel_jobs(api: Api, call: Call, request: CancelJobsRequest) -> dict[str, Any]:
     """The same for up to 50 (CT-7)."""
-    return await _stop_all(api, request.jobs, _reason(request.reason), terminate=False)
+    return await _stop_all(api, call, request.jobs, _reason(request.reason), terminate=False)
 
 
 async def terminate_jobs(api: Api, call: Call, request: TerminateJobsRequest) -> dict[str, Any]:
     """The same for up to 50 (CT-7)."""
-    return await _stop_all(api, request.jobs, _reason(request.reason), terminate=True)
+    return await _stop_all(api, call, request.jobs, _reason(request.reason), terminate=True)
 
 
 def _required(member: str, value: str) -> str:
@@ -189,7 +190,7 @@ async def _stop(api: Api, given: str, reason: str, *, terminate: bool) -> None:
         pass
 
 
-async def _stop_all(api: Api, jobs: list[str], reason: str, *, terminate: bool) -> dict[str, Any]:
+async def _stop_all(api: Api, call: Call, jobs: list[str], reason: str, *, terminate: bool) -> dict[str, Any]:
     if not jobs:
         raise refused("jobs must not be empty")
     successful: list[str] = []
@@ -201,10 +202,14 @@ async def _stop_all(api: Api, jobs: list[str], reason: str, *, terminate: bool) 
                 text = "a node is not stopped by itself" if NODE_ID.fullmatch(given) else "not a job id"
                 errors.append({"job": given, "code": code, "message": f"{given[:200]!r}: {text}"})
                 continue
+            if not call.principal.is_unrestricted:
+                action = "batch:TerminateJob" if terminate else "batch:CancelJob"
+                check(call, Need(action, (await job_resource(api, call.place, given),)))
             await _stop(api, given, reason, terminate=terminate)
             successful.append(given)
         except ApiError as e:
-            errors.append({"job": given, "code": "ValidationException", "message": e.message})
+            code = "AccessDenied" if e.status == 403 else "ValidationException"
+            errors.append({"job": given, "code": code, "message": e.message})
         except RequestError as e:
             errors.append({"job": given, "code": "ClientException", "message": str(e)})
     return {"successful": successful, "errors": errors}

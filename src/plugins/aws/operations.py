@@ -82,3 +82,5 @@ POSTED: Final = {
 }
 """By path; all are POST (W-2)."""
 TAGS_PATH: Final = "/v1/tags/"
+TARGETS: Final[dict[str, tuple[str, Operation]]] = {}
+"""By the header `X-Amz-Target`: the service that a call is signed for, and the operation."""

@@ -1,6 +1,6 @@
-"""The HTTP side: one function from a request to a response. What it answers is always JSON in AWS's form.
+"""The HTTP side: one function from a request to a response.
 
-Nothing that a client sends may make it fail: an error of ours is logged, counted, and answered 500 with no more said.
+Nothing that a client sends may make it fail: an error of ours is logged, and answered 500 with no more said.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 import uuid
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
@@ -17,19 +17,24 @@ import structlog
 from aiohttp import web
 from anybatch import KernelClosed, RequestError
 
+from . import sts
 from .arns import Place
+from .authenticate import FORM_TYPE, authenticate, check_source
+from .authorize import authorize
 from .call import Api, Call
 from .errors import ApiError, refused, translate, unsupported
-from .operations import POSTED, TAG_OPERATIONS, TAGS_PATH, Operation
+from .identity import Identity
+from .operations import POSTED, TAG_OPERATIONS, TAGS_PATH, TARGETS, Operation
 from .settings import DEFAULT_REGION, READ_S_MAX
+from .sigv4 import invalid
 
 log = structlog.stdlib.get_logger("anybatch.aws")
 
-CONTENT_TYPES: Final = ("application/json", "application/x-amz-json-1.0", "application/x-amz-json-1.1")
 IGNORED_CHARS_MAX: Final = 4000
 """Of the header `x-anybatch-ignored`."""
 BURST_S: Final = 1.0
 """How many seconds' worth of submits may come at once."""
+JSON_1_1: Final = "application/x-amz-json-1.1"
 
 
 class Throttle:
@@ -37,7 +42,8 @@ class Throttle:
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
-        self._level = rate * BURST_S
+        self._most = max(1.0, rate * BURST_S)
+        self._level = self._most
         self._at = time.monotonic()
 
     def take(self) -> None:
@@ -47,63 +53,86 @@ class Throttle:
             ApiError: there have been too many.
         """
         now = time.monotonic()
-        self._level = min(self._rate * BURST_S, self._level + (now - self._at) * self._rate)
+        self._level = min(self._most, self._level + (now - self._at) * self._rate)
         self._at = now
         if self._level < 1:
             raise ApiError("Too Many Requests", code="TooManyRequestsException", status=429)
         self._level -= 1
 
 
-class Server:
-    """Answers requests. One per front end."""
+class Route(NamedTuple):
+    """Where a request goes: the service that it has to be signed for, and the operation (None: STS)."""
 
-    def __init__(self, api: Api) -> None:
+    service: str
+    operation: Operation | None
+    given: bytes | dict[str, Any]
+
+
+class Server:
+    """Answers requests. One per front end. `identity` None: every caller may do everything."""
+
+    def __init__(self, api: Api, identity: Identity | None, hosts: frozenset[str]) -> None:
         self._api = api
+        self._identity = identity
+        self._hosts = hosts
         rate = api.settings.submit_rate
         self._throttle = None if rate is None else Throttle(rate)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
-        call = Call(Place(self._api.settings.account, self._api.settings.region or DEFAULT_REGION), "", "", [])
-        call.request_id = str(uuid.uuid4())
+        settings = self._api.settings
+        call = Call(Place(settings.account, settings.region or DEFAULT_REGION), str(uuid.uuid4()), ignored=[])
+        call.remote, call.secure = request.remote or "", request.secure
+        form = "application/json"
         try:
-            return self._respond(call, 200, await self._answer(call, request))
+            headers = {name.lower(): value for name, value in request.headers.items()}
+            call.user_agent = headers.get("user-agent", "")
+            if request.raw_path == "/" and headers.get("content-type", "").startswith(FORM_TYPE):
+                form = FORM_TYPE
+            elif "x-amz-target" in headers:
+                form = JSON_1_1
+            return self._respond(call, 200, await self._answer(call, request, headers), form)
         except ApiError as e:
-            return self._fail(call, e)
+            return self._fail(call, e, form)
         except RequestError as e:
-            return self._fail(call, translate(e))
+            return self._fail(call, translate(e), form)
         except KernelClosed as e:
-            return self._fail(call, ApiError(f"{e}", code="ServerException", status=503))
+            return self._fail(call, ApiError(f"{e}", code="ServerException", status=503), form)
         except web.HTTPException as e:
-            return self._fail(call, ApiError(e.reason, code="ClientException", status=e.status))
+            return self._fail(call, ApiError(e.reason, status=e.status), form)
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception:
             log.exception("aws_call_failed", path=request.raw_path[:200], request=call.request_id)
-            return self._fail(call, ApiError("An internal error has occurred", code="ServerException", status=500))
+            error = ApiError("An internal error has occurred", code="ServerException", status=500)
+            return self._fail(call, error, form)
 
-    async def _answer(self, call: Call, request: web.BaseRequest) -> Any:
+    async def _answer(self, call: Call, request: web.BaseRequest, headers: dict[str, str]) -> Any:
         path, _, query = request.raw_path.partition("?")
+        check_source(headers, self._hosts, has_body=request.method == "POST", forms=path == "/")
         try:
             async with asyncio.timeout(READ_S_MAX):
                 body = await request.read()
         except TimeoutError:
             raise ApiError("The request took too long to arrive", status=408) from None
-        call.principal = "anonymous"
-        if path.startswith(TAGS_PATH):
-            operation = TAG_OPERATIONS.get(request.method)
-            if operation is not None:
-                return await self._call(call, operation, _tag_arguments(path, query, body, request.method))
-        else:
-            operation = POSTED.get(path)
-            if operation is not None and request.method == "POST":
-                return await self._call(call, operation, body)
-        raise ApiError(f"Unable to determine service/operation name to be authorized: {path[:200]}", status=404,
-                       code="UnknownOperationException")  # fmt: skip
+        route = _route(request.method, path, query, headers, body)
+        caller = authenticate(
+            self._identity, route.service, method=request.method, path=path, query=query, headers=headers, body=body
+        )
+        call.principal = caller.principal
+        if caller.region is not None and caller.region != call.place.region:
+            if self._api.settings.region is not None and self._identity is not None:
+                raise invalid(f"Credential should be scoped to a valid region: {call.place.region!r}. ")
+            if self._api.settings.region is None:
+                call.place = Place(call.place.account, caller.region)
+        if route.operation is None:
+            return sts.answer(call, body)
+        return await self._call(call, route.operation, route.given)
 
     async def _call(self, call: Call, operation: Operation, given: bytes | dict[str, Any]) -> Any:
         api = self._api
         if operation.handler is None or operation.request is None:
+            await authorize(api, call, operation.name, None)
             raise unsupported(operation.name)
         most = operation.bytes_max
         if isinstance(given, bytes) and most is not None and api.settings.is_strict and len(given) > most:
@@ -111,23 +140,48 @@ class Server:
         if operation.name == "SubmitJob" and self._throttle is not None:
             self._throttle.take()
         request = _decode(operation, given)
-        with api.kernel.acting_as(call.principal, request_id=call.request_id):
+        await authorize(api, call, operation.name, request)
+        with api.kernel.acting_as(call.principal.name, request_id=call.request_id):
             return await operation.handler(api, call, request)
 
-    def _respond(self, call: Call, status: int, body: Any) -> web.Response:
-        response = web.Response(
-            status=status, body=msgspec.json.encode(body), headers={"x-amzn-RequestId": call.request_id}
-        )
-        response.content_type = "application/json"
+    def _respond(self, call: Call, status: int, body: Any, form: str) -> web.Response:
+        data = body.encode() if isinstance(body, str) else msgspec.json.encode(body)
+        headers = {"x-amzn-RequestId": call.request_id, "Content-Type": "text/xml" if form == FORM_TYPE else form}
         if call.ignored:
-            response.headers["x-anybatch-ignored"] = ", ".join(call.ignored)[:IGNORED_CHARS_MAX]
-        return response
+            headers["x-anybatch-ignored"] = ", ".join(call.ignored)[:IGNORED_CHARS_MAX]
+        return web.Response(status=status, body=data, headers=headers)
 
-    def _fail(self, call: Call, error: ApiError) -> web.Response:
+    def _fail(self, call: Call, error: ApiError, form: str) -> web.Response:
         call.ignored = []
-        response = self._respond(call, error.status, {"message": error.message, "__type": error.code})
+        body: Any = {"message": error.message, "__type": error.code}
+        if form == FORM_TYPE:
+            body = sts.failure(call, error)
+        response = self._respond(call, error.status, body, form)
         response.headers["x-amzn-ErrorType"] = error.code
         return response
+
+
+def _route(method: str, path: str, query: str, headers: dict[str, str], body: bytes) -> Route:
+    """Where a request goes.
+
+    Raises:
+        ApiError: nowhere.
+    """
+    if path.startswith(TAGS_PATH) and method in TAG_OPERATIONS:
+        return Route("batch", TAG_OPERATIONS[method], _tag_arguments(path, query, body, method))
+    if method == "POST" and path in POSTED:
+        return Route("batch", POSTED[path], body)
+    if method == "POST" and path == "/":
+        target = headers.get("x-amz-target", "")
+        if target in TARGETS:
+            service, operation = TARGETS[target]
+            return Route(service, operation, body)
+        if target:
+            raise unsupported(target[:100])
+        if headers.get("content-type", "").startswith(FORM_TYPE):
+            return Route("sts", None, body)
+    raise ApiError(f"Unable to determine service/operation name to be authorized: {method} {path[:200]}", status=404,
+                   code="UnknownOperationException")  # fmt: skip
 
 
 def _decode(operation: Operation, given: bytes | dict[str, Any]) -> Any:
@@ -158,5 +212,6 @@ def _tag_arguments(path: str, query: str, body: bytes, method: str) -> dict[str,
             raise ApiError(f"The body is not valid JSON: {e}", code="SerializationException") from None
         if not isinstance(given, dict):
             raise refused("The body is not a JSON object")
-        found["tags"] = given.get("tags")
+        if given.get("tags") is not None:
+            found["tags"] = given["tags"]
     return found
