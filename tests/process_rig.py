@@ -66,6 +66,9 @@ class Recorder:
     def is_kept(self, job_id: str) -> bool:
         return True
 
+    def host_of(self, attempt: AttemptKey) -> str | None:
+        return None
+
     def started(self, job_id: str, number: int, indexes: Sequence[int], at_ms: Sequence[int] | None = None) -> None:
         for place, index in enumerate(indexes):
             key = AttemptKey(job_id, index, number)

@@ -27,7 +27,8 @@ further fields. What is marked 1.1 is not sent to an agent of 1.0.
                 exited [[job, number, [index], [code], [started_ms], [stopped_ms], kind, reason, status reason, told]]
                 (started_ms 0: it never ran; told (1.1): they were reported started before)
       settled   absent runs: never started, so they may be launched
-      pong · bye (reason; the connection ends, and the client must not come back)
+      pong      now_ms, load (1.1: the average over a minute of processes that run or wait to)
+      bye       reason; the connection ends, and the client must not come back
 
 After `settle` everything held is reported again, then `settled`, then news as it comes. Of two clients the
 newer stays. What is reported was spooled before; an exit is reported again until it is acknowledged.
@@ -101,9 +102,10 @@ class Settled(msgspec.Struct, tag_field="t", tag="settled"):
 
 
 class Pong(msgspec.Struct, tag_field="t", tag="pong"):
-    """Answers a ping."""
+    """Answers a ping. `load`: processes that run or wait to, over a minute."""
 
     now_ms: int
+    load: float | None = None
 
 
 class Bye(msgspec.Struct, tag_field="t", tag="bye"):
@@ -136,6 +138,7 @@ class Link(asyncio.Protocol):
         self.specs: dict[int, tuple[object, int]] = {}  # by identity: the spec (kept alive) and its id
         self.specs_sent = 0
         self.seq = 0  # of the last exit reported
+        self.pong: Pong | None = None  # the latest
         self.acking = False  # an acknowledgement waits for the kernel's commit
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -185,6 +188,8 @@ class Link(asyncio.Protocol):
                 self.settled.set_result(message)
             case Bye():
                 self.refusal = message.reason
+            case Pong():
+                self.pong = message
             case _:
                 pass
 

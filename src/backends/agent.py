@@ -1320,7 +1320,7 @@ class Agent:
                 self.attempts.pop(one.key, None)
 
     def on_ping(self, connection: Connection, _: Dict[str, Any]) -> None:
-        connection.send(encode({"t": "pong", "now_ms": self.now_ms()}))
+        connection.send(encode({"t": "pong", "now_ms": self.now_ms(), "load": os.getloadavg()[0]}))
 
     def on_shutdown(self, _: Connection, message: Dict[str, Any]) -> None:
         self.shut_down(message["grace_ms"])

@@ -1,7 +1,7 @@
 """The kernel's side of the agent's protocol (agent.py describes it): start or attach, settle, launch, stop, ack.
 
-`AgentClient` speaks for one host to one agent over any asyncio transport: `LocalAgent` connects it through a
-Unix socket; another connector (an SSH channel) needs only `connect`. Reports go straight from the transport
+`AgentClient` speaks for one host to one agent over any asyncio transport: `LocalAgent` (_agent_local.py) connects it
+through a Unix socket; another connector (an SSH channel) needs only `connect`. Reports go straight from the transport
 into the `BackendContext`, without a task or a queue between.
 
 What was launched and has not been reported ended is kept in `_held`. When the connection drops it is what the
@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import anyio
@@ -31,15 +28,11 @@ from ._agent_link import CLOSE_TIMEOUT_S, FRAME_MAX, PROTOCOL, Hello, Link, Repo
 
 BATCH_MAX = 10_000  # attempts in one frame, far below FRAME_MAX
 SPECS_MAX = 256  # specs that the agent remembers for a connection
-START_TIMEOUT_S = 20.0  # for a new agent to listen: it may first have to end what a killed one left
-START_TRIES = 3  # somebody may kill an agent that is just starting
 ATTACH_TIMEOUT_S = 30.0  # for one connection to be made, greeted and settled
 RETRY_S = 0.05  # between tries to connect
 OUTAGES_MAX = 10  # connections lost within OUTAGES_S before the environment is given up
 OUTAGES_S = 60.0
-TROUBLE_TAIL = 2_000  # bytes of the agent's log shown when it cannot be started
 ORPHANS_MS = 5_000  # after a kernel that nobody comes back to is gone without a word, until its attempts are ended
-EXIT_LOCKED = 75  # as in agent.py
 
 EXITED, TIMED_OUT, LOST = 0, 1, 2  # kinds of end, as in agent.py
 
@@ -82,86 +75,13 @@ class Connector(Protocol):
         """
 
 
-class LocalAgent:
-    """Starts, or finds, the agent of a state directory on this machine.
-
-    The agent is a process of its own session that belongs to nobody. Its lock file names its socket, so a
-    kernel with another runtime directory finds it as well.
-    """
-
-    def __init__(self, state_dir: Path, socket_path: Path, *, idle_ms: int | None = None) -> None:
-        if len(os.fsencode(socket_path)) >= 100:
-            raise BackendError(
-                f"the socket path {str(socket_path)!r} is over 99 bytes; use a shorter runtime directory"
-            )
-        self._state_dir = state_dir
-        self._socket_path = socket_path
-        self._idle_ms = idle_ms
-
-    async def connect(self, make_link: Callable[[], Link]) -> Link:
-        loop = asyncio.get_running_loop()
-        for path in dict.fromkeys((*self._advertised(), self._socket_path)):
-            try:
-                _, link = await loop.create_unix_connection(make_link, str(path))
-            except (FileNotFoundError, ConnectionRefusedError):
-                continue
-            return link
-        await self._start()
-        _, link = await loop.create_unix_connection(make_link, str(self._socket_path))
-        return link
-
-    def _advertised(self) -> list[Path]:
-        """The socket of the agent that held the lock last; none if the folder is a copy of that agent's."""
-        path = self._state_dir / "agent.lock"
-        try:
-            about, found = json.loads(path.read_bytes()), path.stat()
-            return [Path(about["socket"])] if about["lock"] == [found.st_dev, found.st_ino] else []
-        except (OSError, ValueError, KeyError, TypeError):
-            return []
-
-    async def _start(self) -> None:
-        """Start an agent; return once it listens (also if another holds the state directory already)."""
-        program = Path(__file__).with_name("agent.py")
-        command = [sys.executable, "-I", "-S", "-X", "utf8", str(program)]
-        command += ["--state", str(self._state_dir), "--socket", str(self._socket_path)]
-        if self._idle_ms is not None:
-            command += ["--idle-ms", str(self._idle_ms)]
-        try:
-            with anyio.fail_after(START_TIMEOUT_S):
-                for _ in range(START_TRIES):
-                    done = await anyio.run_process(
-                        command, check=False, start_new_session=True, env=default_environment(), cwd="/"
-                    )
-                    if done.returncode >= 0:  # not killed while it started
-                        break
-        except (OSError, TimeoutError) as error:
-            why = f"no answer within {START_TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else str(error)
-            raise BackendError(f"the agent could not be started: {why}{self._trouble()}", retryable=True) from error
-        if done.returncode == EXIT_LOCKED:
-            raise ConnectionRefusedError(f"an agent holds {self._state_dir} but does not listen")
-        if done.returncode != 0:
-            output = done.stderr.decode(errors="replace").strip()[-TROUBLE_TAIL:]
-            raise BackendError(f"the agent could not be started (status {done.returncode}): {output}{self._trouble()}")
-
-    def _trouble(self) -> str:
-        try:
-            tail = (self._state_dir / "agent.log").read_bytes()[-TROUBLE_TAIL:].decode(errors="replace").strip()
-        except OSError:
-            return ""
-        return f"\nthe end of its log: {tail}" if tail else ""
-
-
-def default_environment() -> dict[str, str]:
-    """The clean base that attempts get their variables on: who and where, and nothing else of this process."""
-    names = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
-    return {"PATH": "/usr/local/bin:/usr/bin:/bin"} | {name: os.environ[name] for name in names if name in os.environ}
-
-
 class AgentClient:
     """One host's attempts, through its agent.
 
     `host`: its name. `environment`: the variables that attempts start from. `workdir`: the folder of attempts whose
-    spec has none (None: one per job, below the agent's state directory).
+    spec has none (None: one per job, below the agent's state directory). `on_lost`: told when the connection is lost,
+    with the agent's reason if it had one; without it this connects again by itself, and fails the environment if
+    that does not help.
     """
 
     def __init__(
@@ -173,8 +93,10 @@ class AgentClient:
         environment: Mapping[str, str],
         workdir: str | None = None,
         settings: AgentSettings | None = None,
+        on_lost: Callable[[str | None], None] | None = None,
     ) -> None:
         self._context = context
+        self._tell_lost = on_lost
         self._host = host
         self._settings = settings or AgentSettings()
         self.memory = "none"
@@ -214,6 +136,28 @@ class AgentClient:
             self._hold(launch)
         await self._attach()
 
+    def settle_later(self, known: Iterable[Launch]) -> None:
+        """Take these as launched; the next connection settles them."""
+        for launch in known:
+            self._hold(launch)
+
+    def place(self, *, environment: Mapping[str, str], logs: str, orphans_ms: int | None) -> None:
+        """What the next connection tells the agent of its host."""
+        self._hello.update(environment=dict(environment), logs=logs, orphans_ms=orphans_ms)
+
+    def give_up(self) -> None:
+        """Hold nothing any more: whatever the agent has is reported `found` when it is connected again."""
+        self._held.clear()
+        self._queued.clear()
+        self._stops.clear()
+        self._strangers.clear()
+
+    @property
+    def held(self) -> list[tuple[str, int, list[int]]]:
+        """Every attempt that is held, or waits for a connection: job id, attempt number, indexes."""
+        runs = [(job_id, number, list(run)) for (job_id, number), run in self._held.items()]
+        return runs + [(launch.job_id, launch.number, list(launch.indexes)) for launch in self._queued]
+
     def report_to(self, context: BackendContext) -> None:
         """Report to this context from now on."""
         self._context = context
@@ -235,22 +179,41 @@ class AgentClient:
 
     async def launch(self, launches: Sequence[Launch]) -> None:
         """Hand these over; without a connection just now, as soon as there is one."""
-        link = self._link
-        if link is None:
+        self.post_launch(launches)
+        if self._link is not None:
+            await self._link.drain()
+
+    def post_launch(self, launches: Sequence[Launch]) -> None:
+        """As `launch`, without waiting for a transport that holds much unsent."""
+        if self._link is None:
             self._queued.extend(launches)
-            return
-        self._send_launches(link, launches)
-        await link.drain()
+        else:
+            self._send_launches(self._link, launches)
 
     async def stop(self, keys: Sequence[AttemptKey], grace_ms: int) -> None:
         """End these that are held; also over a lost connection."""
+        self.post_stop(keys, grace_ms)
+        if self._link is not None:
+            await self._link.drain()
+
+    def post_stop(self, keys: Sequence[AttemptKey], grace_ms: int) -> None:
+        """As `stop`, without waiting for a transport that holds much unsent."""
         kill_at_ms = self._context.clock.now_ms() + grace_ms
         held = [key for key in keys if self.holds(key)]
         for key in held:
             self._stops[key] = min(kill_at_ms, self._stops.get(key, kill_at_ms))
         if self._link is not None and held:
             self._send_stop(self._link, held, grace_ms)
-            await self._link.drain()
+
+    def ping(self) -> None:
+        """Ask the agent for a sign of life."""
+        if self._link is not None:
+            self._link.write(_encode({"t": "ping"}))
+
+    @property
+    def link(self) -> Link | None:
+        """The connection, while there is one that has settled."""
+        return self._link
 
     def holds(self, key: AttemptKey) -> bool:
         """Whether this was launched or found here and has not been reported ended."""
@@ -303,19 +266,28 @@ class AgentClient:
         while True:
             try:
                 with anyio.fail_after(max(1.0, until - time.monotonic())):
-                    link = await self._connector.connect(lambda: Link(self._on_report, self._on_lost))
-                    try:
-                        await self._greet(link)
-                        await self._settle(link)
-                    except BaseException:
-                        with anyio.CancelScope(shield=True):
-                            await link.close()
-                        raise
+                    await self.attach()
                 return
             except OSError as error:  # TimeoutError and ConnectionError among them
                 if time.monotonic() > until:
                     raise BackendError(f"no connection to the agent: {error}", retryable=True) from error
             await anyio.sleep(RETRY_S)
+
+    async def attach(self) -> None:
+        """Connect and settle, once.
+
+        Raises:
+            OSError: not just now; trying again may help.
+            BackendError: it cannot be; the message says why.
+        """
+        link = await self._connector.connect(lambda: Link(self._on_report, self._on_lost))
+        try:
+            await self._greet(link)
+            await self._settle(link)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await link.close()
+            raise
 
     async def _greet(self, link: Link) -> None:
         sent_ms = self._context.clock.now_ms()
@@ -400,6 +372,9 @@ class AgentClient:
             return
         self._link = None
         if self._closing:
+            return
+        if self._tell_lost is not None:
+            self._tell_lost(link.refusal)
             return
         now = time.monotonic()
         self._outages.append(now)

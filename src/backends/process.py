@@ -25,7 +25,8 @@ from ..kernel.backend import (
 )
 from ..kernel.core.container import CONTAINER_FIELDS, IMAGE_COMMAND
 from ..kernel.core.errors import BackendError
-from .agent_client import AgentClient, AgentSettings, LocalAgent, default_environment
+from ._agent_local import LocalAgent, default_environment
+from .agent_client import AgentClient, AgentSettings
 
 HOST = "local"
 MEMORY_SHARE = 0.9  # of the machine's memory; the rest is for the kernel, the agent and the system

@@ -191,6 +191,9 @@ class BackendContext(Protocol):
     def is_kept(self, job_id: str) -> bool:
         """Whether the kernel knows this job. What a host has of one that it does not know may be removed."""
 
+    def host_of(self, attempt: AttemptKey) -> str | None:
+        """The host on which an attempt is or was, as far as the kernel knows."""
+
     def started(self, job_id: str, number: int, indexes: Sequence[int], at_ms: Sequence[int] | None = None) -> None:
         """These attempts run. `at_ms`: when each began (epoch milliseconds; None: now)."""
 

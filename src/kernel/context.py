@@ -143,6 +143,18 @@ class Context:
     def is_kept(self, job_id: str) -> bool:
         return job_id in self._runtime.state.ids
 
+    def host_of(self, attempt: AttemptKey) -> str | None:
+        state = self._runtime.state
+        job = state.jobs.get(state.ids.get(attempt.job_id, 0))
+        if job is None or not 0 <= attempt.index < job.children.size:
+            return None
+        children = job.children
+        serial = children.hosts()[attempt.index] if children.number[attempt.index] == attempt.number else 0
+        for past in children.past(attempt.index):
+            serial = past.host if past.number == attempt.number else serial
+        host = state.hosts.get(serial)
+        return host.name if host is not None and host.environment == self.settings.name else None
+
     @_checked
     def started(self, job_id: str, number: int, indexes: Sequence[int], at_ms: Sequence[int] | None = None) -> None:
         serial = self._job(job_id, number, indexes, None, at_ms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import pickle
 import sys
 from collections.abc import Sequence
@@ -78,9 +79,11 @@ class Holder:
         line = b""
         with anyio.move_on_after(2 * rig.wait_s):
             line = await self._process.stdout.readline()
-        if line != b"ready\n":
+        if not line.startswith(b"ready "):
             text = trouble.read_text(errors="replace")[-TROUBLE_TAIL:]
             raise rig.broken(f"in a process of its own: {line.decode(errors='replace').strip()} {text}".strip())
+        launch = msgspec.structs.replace(launch, host=json.loads(line[6:]))
+        session.launched.update(dict.fromkeys(launch.attempts(), launch))
         return launch
 
     async def kill(self) -> None:
@@ -124,5 +127,5 @@ async def _hold(
             if b"ready" in b"".join([piece async for piece in backend.logs(key, follow=False)]):
                 break
             await asyncio.sleep(0.02)
-    _say("ready")
+    _say(f"ready {json.dumps(launch.host)}")
     await asyncio.Event().wait()

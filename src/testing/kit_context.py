@@ -215,6 +215,9 @@ class RecordingContext:
     def is_kept(self, job_id: str) -> bool:
         return job_id not in self.forgotten
 
+    def host_of(self, attempt: AttemptKey) -> str | None:
+        return None
+
     def started(self, job_id: str, number: int, indexes: Sequence[int], at_ms: Sequence[int] | None = None) -> None:
         self._check("started", job_id, number, indexes)
         times: Sequence[int | None] = [None] * len(indexes) if at_ms is None else at_ms

@@ -17,8 +17,8 @@ import anyio
 import msgspec
 import pytest
 from allowed_skips import NEEDS_CGROUP
+from anybatch.backends import _agent_local, agent_client
 from anybatch.backends import agent as agent_module
-from anybatch.backends import agent_client
 from anybatch.backends._agent_link import Hello
 from anybatch.backends.process import ProcessBackend, ProcessOptions
 from anybatch.kernel.backend import AttemptSpec, Capacity, log_path
@@ -334,7 +334,7 @@ async def test_a_shell_takes_an_attempt_into_its_cgroup_where_threads_may_not(
     folder.mkdir()
     changed = source.replace("self.threads = self.version == 1", "self.threads = self.version == 9")
     (folder / "agent.py").write_text(changed)
-    monkeypatch.setattr(agent_client, "__file__", str(folder / "agent_client.py"))
+    monkeypatch.setattr(_agent_local, "__file__", str(folder / "_agent_local.py"))
     backend, context = await rig.open(context=Recorder(rig.root, memory_enforcement="cgroup"))
 
     await backend.launch([launch(python(HOLD, 200, memory_mib=100)), launch(shell('echo "$0|$1"', memory_mib=9))])

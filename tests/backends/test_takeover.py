@@ -12,8 +12,8 @@ import anyio
 import msgspec
 import pytest
 from allowed_skips import NEEDS_NAMESPACE
+from anybatch.backends import _agent_local, agent_client
 from anybatch.backends import agent as agent_module
-from anybatch.backends import agent_client
 from anybatch.kernel.backend import log_path
 from anybatch.kernel.core.errors import BackendError
 from process_rig import (
@@ -41,7 +41,7 @@ def agents_from(folder: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> N
     """Have new agents run this program."""
     folder.mkdir()
     (folder / "agent.py").write_text(source)
-    monkeypatch.setattr(agent_client, "__file__", str(folder / "agent_client.py"))
+    monkeypatch.setattr(_agent_local, "__file__", str(folder / "_agent_local.py"))
 
 
 def later_version() -> str:
