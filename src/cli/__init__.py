@@ -11,7 +11,7 @@ from typing import TextIO
 
 import structlog
 
-from . import check, plugins, run
+from . import check, journal, plugins, run
 from .console import silence
 from .runner import ENGINE_FAILED
 
@@ -20,6 +20,7 @@ examples:
   anybatch run pipeline.toml            run a file of jobs, and wait for the end
   anybatch run -a 100 -- ./work.sh      run a command 100 times, as an array
   anybatch check pipeline.toml          say what a file would do, without doing it
+  anybatch journal backup batch.db b.db a copy of a journal, also while a kernel runs
   anybatch plugins                      what is installed
 
 `anybatch COMMAND --help` tells more.
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     run.add_parser(commands)
     check.add_parser(commands)
+    journal.add_parser(commands)
     plugins.add_parser(commands)
     return parser
 

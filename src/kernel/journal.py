@@ -436,6 +436,17 @@ class FileJournal:
             self._db.executescript(f"PRAGMA incremental_vacuum({TRIM_PAGES})")
             self._wrote(0)
 
+    def pack(self) -> None:
+        """Write the file anew without what is free in it. Takes the room of another copy for the time being.
+
+        Raises:
+            JournalError: it could not be written; it is as it was.
+        """
+        try:
+            self._db.execute("VACUUM")
+        except sqlite3.Error as e:
+            raise JournalError(f"{self.path} cannot be packed: {e}") from e
+
     # -- closing ----------------------------------------------------------------------------------
 
     async def close(self) -> None:

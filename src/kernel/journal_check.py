@@ -20,6 +20,7 @@ from .core.errors import JournalDamaged, JournalError
 from .core.events import RECORD_VERSION
 from .journal_db import (
     APPLICATION_ID,
+    BACKUP_ID,
     are_tables,
     clear,
     connect,
@@ -72,12 +73,15 @@ def check_kind(path: Path) -> str | None:
     if not head.startswith(MAGIC) or len(head) < 100:
         return "is not a journal of anybatch, nor any other SQLite database"
     if int.from_bytes(head[68:72], "big") != APPLICATION_ID:
+        if int.from_bytes(head[68:72], "big") == BACKUP_ID:
+            return "is a backup of a journal; `anybatch journal restore` makes a journal of it"
         return "is an SQLite database but not a journal of anybatch"
-    _check_version(path, int.from_bytes(head[60:64], "big"))
+    check_version(path, int.from_bytes(head[60:64], "big"))
     return None
 
 
-def _check_version(path: Path, version: int) -> None:
+def check_version(path: Path, version: int) -> None:
+    """Raise JournalError for a journal of a newer version."""
     if version > RECORD_VERSION:
         text = f"{path} has record version {version}; this anybatch reads up to {RECORD_VERSION}: use a newer one"
         raise JournalError(text)
@@ -93,13 +97,13 @@ def admit(path: Path, folder: Path, mark: Mark | None, *, accept_loss: bool) -> 
     known = mark.synced if mark is not None else 0
     size = path.stat().st_size if path.exists() else None
     if size:
-        found = _examine(path, folder, known)
+        found = examine(path, folder / "check", known)
     else:
         found = Survey(False, trouble=f"the file is {'not there' if size is None else 'empty'}" if known else None)
     if found.trouble is None and found.readable >= known:
         return None
     first, last = found.readable + 1, max(known, found.expected, found.readable)
-    why = found.trouble or _about_tail(path, mark)
+    why = found.trouble or about_tail(path, mark)
     lost = f"{last - first + 1} events that were committed are missing ({first} to {last})"
     text = f"{path} is damaged: {why}; {lost if last >= first else 'all events that are known of can be read'}."
     if not accept_loss:
@@ -117,7 +121,8 @@ def admit(path: Path, folder: Path, mark: Mark | None, *, accept_loss: bool) -> 
     return JournalLoss(why=why, events=last - first + 1, first=first, last=last, kept=kept)
 
 
-def _about_tail(path: Path, mark: Mark | None) -> str:
+def about_tail(path: Path, mark: Mark | None) -> str:
+    """What is wrong with a journal that ends before its mark."""
     if mark is not None and not mark.clean and not Path(f"{path}-wal").exists():
         return f"its write-ahead file {path.name}-wal is not there"
     return "its end is missing"
@@ -127,25 +132,27 @@ def _time(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="seconds")
 
 
-def _examine(path: Path, folder: Path, known: int) -> Survey:
-    """Survey the journal as SQLite would open it; without its write-ahead file, if more can be read that way."""
-    found = _survey(path, folder, wal=True)
+def examine(path: Path, place: Path, known: int) -> Survey:
+    """Survey the journal as SQLite would open it; without its write-ahead file, if more can be read that way.
+
+    `place`: a folder of its own for the time being, best on the same file system.
+    """
+    found = survey(path, place, wal=True)
     wrong = check_kind(path)
     if wrong is not None:
         found.trouble = f"it {wrong}"
     if found.trouble is not None or found.readable < known:
-        alone = _survey(path, folder, wal=False)
+        alone = survey(path, place, wal=False)
         if alone.readable > found.readable:
-            alone.trouble = found.trouble or _about_tail(path, None)
+            alone.trouble = found.trouble or about_tail(path, None)
             alone.expected = max(alone.expected, found.expected)
             return alone
     return found
 
 
 @contextlib.contextmanager
-def _view(path: Path, folder: Path, *, wal: bool) -> Iterator[sqlite3.Connection]:
+def view(path: Path, place: Path, *, wal: bool) -> Iterator[sqlite3.Connection]:
     """A connection that only reads, under names of its own, so that SQLite makes and removes its files there."""
-    place = folder / "check"
     shutil.rmtree(place, ignore_errors=True)
     try:
         place.mkdir(mode=0o700)
@@ -166,19 +173,12 @@ def _link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def _survey(path: Path, folder: Path, *, wal: bool) -> Survey:
+def survey(path: Path, place: Path, *, wal: bool) -> Survey:
+    """What can be read of the journal, with or without its write-ahead file."""
     found = Survey(wal)
     try:
-        with _view(path, folder, wal=wal) as db:
-            _check_version(path, db.execute("PRAGMA user_version").fetchone()[0])
-            if path.stat().st_size <= CHECK_BYTES_MAX:
-                said = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-                if said != "ok":
-                    found.trouble = " ".join(said.removeprefix("*** in database main ***").split())
-            tables = tuple(sql for (sql,) in db.execute("SELECT sql FROM sqlite_master ORDER BY name"))
-            if not are_tables(tables):
-                found.trouble = found.trouble or "its tables are not those of a journal"
-            _read_through(db, found)
+        with view(path, place, wal=wal) as db:
+            _survey(path, db, found)
     except (sqlite3.Error, ValueError, TypeError) as e:
         found.trouble = found.trouble or str(e)
     except OSError as e:
@@ -186,52 +186,79 @@ def _survey(path: Path, folder: Path, *, wal: bool) -> Survey:
     return found
 
 
-def _read_through(db: sqlite3.Connection, found: Survey) -> None:
+def survey_open(path: Path, db: sqlite3.Connection) -> Survey:
+    """The same through a connection that there is."""
+    found = Survey(wal=True)
+    try:
+        _survey(path, db, found)
+    except (sqlite3.Error, ValueError, TypeError) as e:
+        found.trouble = found.trouble or str(e)
+    return found
+
+
+def _survey(path: Path, db: sqlite3.Connection, found: Survey) -> None:
+    check_version(path, db.execute("PRAGMA user_version").fetchone()[0])
+    if path.stat().st_size <= CHECK_BYTES_MAX:
+        said = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if said != "ok":
+            found.trouble = " ".join(said.removeprefix("*** in database main ***").split())
+    tables = tuple(sql for (sql,) in db.execute("SELECT sql FROM sqlite_master ORDER BY name"))
+    if not are_tables(tables):
+        found.trouble = found.trouble or "its tables are not those of a journal"
+    read_through(db, found)
+
+
+def read_through(db: sqlite3.Connection, found: Survey) -> None:
     """Everything that a recovery needs. Stops at the first thing that cannot be read."""
     unreadable = 0
     for (seq,) in db.execute("SELECT seq FROM snapshot ORDER BY seq DESC").fetchall():
-        if _snapshot(db, seq) is not None:
+        if snapshot_row(db, seq) is not None:
             found.base = seq
             break
         unreadable = max(unreadable, seq)
     found.readable = found.base
     try:
-        for first, _, count, _, _ in _records(db, found.base):
+        for first, _, count, _, _ in records(db, found.base):
             found.readable = first + count - 1
-    except _Unreadable as e:
+    except Unreadable as e:
         found.expected = found.readable + 1
         found.trouble = found.trouble or str(e)
     if found.readable < unreadable:
         found.trouble = found.trouble or f"the snapshot at event {unreadable} is not what was written"
     for record in db.execute(f"{RECORDS} ORDER BY first DESC LIMIT 1"):
-        if _is_whole(record):
+        if is_whole_record(record):
             found.expected = record[0] + record[2] - 1
     for first, epoch, crc in db.execute("SELECT first, epoch, crc FROM epoch"):
         if not is_whole(epoch_crc, first, epoch, said=crc):
             found.trouble = found.trouble or "an entry of its list of epochs is not what was written"
 
 
-class _Unreadable(Exception):
-    pass
+class Unreadable(Exception):
+    """A record is not there, or is not what was written."""
 
 
-def _records(db: sqlite3.Connection, after: int) -> Iterator[tuple[Any, ...]]:
-    """The records after a snapshot, each whole and with no gap before it."""
+def records(db: sqlite3.Connection, after: int) -> Iterator[tuple[Any, ...]]:
+    """The records after a snapshot, each whole and with no gap before it.
+
+    Raises:
+        Unreadable: at the first that is not.
+    """
     for record in db.execute(f"{RECORDS} WHERE first > ? ORDER BY first", (after,)):
-        if not _is_whole(record):
-            raise _Unreadable(f"the record of event {after + 1} is not what was written")
+        if not is_whole_record(record):
+            raise Unreadable(f"the record of event {after + 1} is not what was written")
         if record[0] != after + 1:
-            raise _Unreadable(f"events {after + 1} to {record[0] - 1} are not there")
+            raise Unreadable(f"events {after + 1} to {record[0] - 1} are not there")
         after += record[2]
         yield record
 
 
-def _is_whole(record: tuple[Any, ...]) -> bool:
+def is_whole_record(record: tuple[Any, ...]) -> bool:
+    """Whether a row of the log is what was written."""
     first, at_ms, count, crc, data = record
     return is_whole(record_crc, first, at_ms, count, data, said=crc)
 
 
-def _snapshot(db: sqlite3.Connection, seq: int) -> tuple[int, int, bytes] | None:
+def snapshot_row(db: sqlite3.Connection, seq: int) -> tuple[int, int, bytes] | None:
     """A snapshot that can be read."""
     with contextlib.suppress(sqlite3.Error, TypeError):
         return read_snapshot(db, seq)
@@ -264,7 +291,7 @@ def _rebuild(path: Path, kept: Path | None, found: Survey) -> None:
     db = create(new)
     try:
         if kept is not None and found.readable:
-            with _view(kept / path.name, kept, wal=found.wal) as source:
+            with view(kept / path.name, kept / "check", wal=found.wal) as source:
                 _copy(source, db, found)
         finish(db, new, path)
     finally:
@@ -273,16 +300,16 @@ def _rebuild(path: Path, kept: Path | None, found: Survey) -> None:
 
 def _copy(source: sqlite3.Connection, db: sqlite3.Connection, found: Survey) -> None:
     db.execute("BEGIN")
-    row = _snapshot(source, found.base)
+    row = snapshot_row(source, found.base)
     if row is not None:
         db.execute("INSERT INTO snapshot VALUES (?, ?, ?)", row)
-    with contextlib.suppress(sqlite3.Error, _Unreadable):  # as it was when it was surveyed
-        for record in _records(source, found.base):
+    with contextlib.suppress(sqlite3.Error, Unreadable):  # as it was when it was surveyed
+        for record in records(source, found.base):
             db.execute("INSERT INTO log VALUES (?, ?, ?, ?, ?)", record)
     with contextlib.suppress(sqlite3.Error):  # what came before is history: as much of it as hangs together
         first = found.base + 1
         for record in source.execute(f"{RECORDS} WHERE first <= ? ORDER BY first DESC", (found.base,)):
-            if not _is_whole(record) or record[0] + record[2] != first:
+            if not is_whole_record(record) or record[0] + record[2] != first:
                 break
             db.execute("INSERT INTO log VALUES (?, ?, ?, ?, ?)", record)
             first = record[0]

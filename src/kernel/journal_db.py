@@ -16,6 +16,8 @@ from .journal_place import sync_folder
 
 APPLICATION_ID: Final = 0x61626A31
 """In the SQLite header, so that `file` and we know a journal from another database ("abj1")."""
+BACKUP_ID: Final = 0x61626A62
+"""The same for a backup ("abjb"), so that none is opened as a journal: its kernel would be the original's double."""
 BUSY_S: Final = 5.0
 """How long to wait where somebody else (a backup, a curious `sqlite3`) holds the database."""
 
@@ -74,7 +76,7 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     return db
 
 
-def create(path: Path) -> sqlite3.Connection:
+def create(path: Path, application_id: int = APPLICATION_ID) -> sqlite3.Connection:
     """Make an empty journal in a place where there is nothing, and return a connection to it. It is not synced yet."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     db = connect(path)
@@ -83,7 +85,7 @@ def create(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA synchronous=OFF")
         db.execute("PRAGMA auto_vacuum=INCREMENTAL")
         db.execute("BEGIN")
-        db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+        db.execute(f"PRAGMA application_id={application_id}")
         db.execute(f"PRAGMA user_version={RECORD_VERSION}")
         for table in (*TABLES, *LATER_TABLES.values()):
             db.execute(table)

@@ -61,6 +61,16 @@ class MarkFile:
         os.close(self._fd)
 
 
+def read_mark(path: Path) -> Mark | None:
+    """What a mark says, without holding it; None: there is none, or none that can be read."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    found = [_decode(data[at : at + SLOT_BYTES]) for at in (0, SLOT_BYTES)]
+    return max((mark for mark in found if mark is not None), key=lambda mark: mark.number, default=None)
+
+
 def _decode(slot: bytes) -> Mark | None:
     crc, _, text = slot.strip().partition(b" ")
     try:

@@ -8,6 +8,7 @@ import json
 import os
 import stat
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,11 @@ NETWORK: Final = frozenset(
 )  # fmt: skip
 NETWORK_FUSE: Final = ("ceph", "davfs", "gcsfuse", "glusterfs", "goofys", "juicefs", "rclone", "s3fs", "sshfs")
 """What stands in a FUSE file system's type ("fuse.sshfs"), or in its source ("s3fs"), where it goes over a network."""
+
+
+LOCK_TRIES: Final = 5
+LOCK_AGAIN_S: Final = 0.01
+"""Tries to take a journal's lock, and the pause between two."""
 
 
 def check_place(path: Path, *, allow_network: bool) -> None:
@@ -84,7 +90,7 @@ def lock(path: Path, journal: Path) -> int:
     except OSError as e:
         raise JournalError(f"cannot open the lock file {path}: {e.strerror}") from e
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(fd)
         text = {
             "pid": os.getpid(),
             "host": os.uname().nodename,
@@ -102,6 +108,37 @@ def lock(path: Path, journal: Path) -> int:
         os.close(fd)
         raise JournalError(f"cannot lock {path}: {e.strerror}") from e
     return fd
+
+
+def _take(fd: int) -> None:
+    """Lock it. Somebody may be looking just now whether it is held (`holder_of`), which takes microseconds."""
+    for _ in range(LOCK_TRIES - 1):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(LOCK_AGAIN_S)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def holder_of(path: Path) -> str | None:
+    """Who holds a journal, by its lock file; None: nobody does. Only looks.
+
+    Raises:
+        JournalError: the file cannot be read.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as e:
+        raise JournalError(f"cannot open the lock file {path}: {e.strerror}") from e
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return _holder(os.pread(fd, 4096, 0))
+    finally:
+        os.close(fd)
 
 
 def _holder(text: bytes) -> str:
