@@ -9,6 +9,7 @@ from anybatch.kernel.core.container import ContainerSpec
 from anybatch.kernel.core.explain import NAMED_MAX, Code, Reason, explain
 from anybatch.kernel.core.model import Action, EvaluateOnExit, ExitKind, ResourceStatus, RetryStrategy
 from anybatch.kernel.core.placement import PASSED_MS_MAX
+from anybatch.kernel.core.reports import UNKNOWN_MS_MAX
 from anybatch.kernel.core.states import STATUSES
 from core_rig import DISABLED, SEQUENTIAL, Rig, after, n_to_n
 
@@ -56,6 +57,41 @@ def test_a_job_handed_to_a_backend_is_starting_on_a_host(rig: Rig) -> None:
         "which has not said that it runs"
     )
     assert reasons(rig, job) == [(Code.STARTING, text)]
+
+
+def test_a_job_that_is_taken_ahead_waits_for_room_on_its_host(rig: Rig) -> None:
+    rig.host(vcpus=1, lookahead=5)
+    for _ in range(40):
+        short = rig.submit()
+        rig.place()
+        rig.start(short, at_ms=[rig.now_ms])
+        rig.exit(short, at_ms=[rig.now_ms])
+    running, ahead, behind = rig.submit(), rig.submit(), rig.submit(memory_mib=7, vcpus=5)
+    rig.place()
+    rig.start(running)
+    text = "attempt 1 of 1 is held ready on host 'host' of environment 'env', and begins when there is room"
+    assert reasons(rig, ahead) == [(Code.STARTING, text)]
+    assert codes(rig, behind) == [Code.NEVER_FITS]
+    many = rig.submit(size=9)
+    rig.place()
+    text = "child 4: needs 1 vCPU; environment 'env' has 1 vCPU, of which 0 vCPU are free"
+    assert reasons(rig, many)[0] == (Code.NO_CAPACITY, f"{text} (children: 5 RUNNABLE, 4 STARTING)")
+
+
+def test_an_attempt_that_cannot_be_found_says_when_it_counts_as_lost(rig: Rig) -> None:
+    job = rig.submit()
+    rig.place()
+    rig.start(job)
+    rig.unknown(job)
+    rig.now_ms += 1000
+    where = "on host 'host' of environment 'env'"
+    lost = f"attempt 1 of 1 could not be found {where}; unless it is heard of, it counts as lost"
+    runs = f"attempt 1 of 1 has run {where} for 1.0 s"
+    assert reasons(rig, job) == [
+        (Code.UNKNOWN, f"{lost} in {UNKNOWN_MS_MAX / 1000 - 1:.0f} s"), (Code.RUNNING, runs)
+    ]  # fmt: skip
+    rig.start(job)
+    assert codes(rig, job) == [Code.RUNNING]
 
 
 def test_a_running_job_says_where_and_for_how_long(rig: Rig) -> None:

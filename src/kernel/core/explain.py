@@ -31,6 +31,8 @@ class Code(StrEnum):
     RUNNING = "RUNNING"
     STOPPING = "STOPPING"
     STARTING = "STARTING"
+    UNKNOWN = "UNKNOWN"
+    """Its backend could not find the attempt just now; in time it counts as lost."""
     WAITS_FOR_JOB = "WAITS_FOR_JOB"
     WAITS_FOR_CHILD = "WAITS_FOR_CHILD"
     WAITS_IN_SEQUENCE = "WAITS_IN_SEQUENCE"
@@ -123,7 +125,14 @@ def _live(state: KernelState, job: JobRow, index: int, now_ms: int) -> Iterator[
     if stop is not None:
         why = f"{stop.kind.value}: {stop.reason}" if stop.reason else stop.kind.value
         yield Reason(Code.STOPPING, f"{attempt} is being stopped {where} ({why})")
-    if job.children.status[index] == STARTING:
+    lost_ms = state.unknown.get((job.serial, index, job.children.number[index]))
+    if lost_ms is not None:
+        seconds = max(lost_ms - now_ms, 0) / 1000
+        text = f"{attempt} could not be found {where}; unless it is heard of, it counts as lost in {seconds:.0f} s"
+        yield Reason(Code.UNKNOWN, text)
+    if (job.serial, index) in state.ahead:
+        yield Reason(Code.STARTING, f"{attempt} is held ready {where}, and begins when there is room")
+    elif job.children.status[index] == STARTING:
         text = f"{attempt} has been handed to the backend {where}, which has not said that it runs"
         yield Reason(Code.STARTING, text)
     else:
@@ -333,9 +342,9 @@ def offers(host: HostRow) -> str:
 
 def frees(host: HostRow) -> str:
     """What is free on a host, in words."""
-    parts = [f"{host.free_vcpus_milli / 1000:g} vCPU"]
+    parts = [f"{max(host.free_vcpus_milli, 0) / 1000:g} vCPU"]
     if host.memory_mib is not None:
-        parts.append(f"{host.free_memory_mib} MiB")
+        parts.append(f"{max(host.free_memory_mib, 0)} MiB")
     if host.gpus:
         parts.append(f"{len(host.free_gpus)} GPU")
     return ", ".join(parts)
