@@ -195,6 +195,47 @@ async def test_a_container_takes_its_agent_and_attempts_with_it_and_the_next_ker
 
 
 @pytest.mark.asyncio
+async def test_timeouts_hold_while_no_kernel_runs(rig: Rig) -> None:
+    backend, context = await rig.open()
+    context.sync = False  # nothing that it is told becomes durable
+    pids = rig.root / "pids"
+    run = launch(shell(f"echo $$ > {pids}; exec sleep 600", timeout_ms=500))
+    await backend.launch([run])
+    await until(lambda: numbers_in(pids))
+    await backend.close()
+    await until(lambda: not is_alive(numbers_in(pids)[0]))
+
+    _, later = await rig.open([msgspec.structs.replace(run, known_started=True)])
+    await until(lambda: later.ends)
+
+    assert later.ends == {key(): "timed out"}
+
+
+@pytest.mark.asyncio
+async def test_a_service_whose_processes_are_all_told_to_end_at_once_loses_or_keeps_each_exit(rig: Rig) -> None:
+    """As systemd does it with KillMode=control-group, its default."""
+    backend, context = await rig.open()
+    pids = rig.root / "pids"
+    run = launch(shell(f"echo $$ >> {pids}; exec sleep 600", vcpus_milli=250), range(5), array_size=5)
+    await backend.launch([run])
+    await until(lambda: len(numbers_in(pids)) == 5 and len(context.starts) == 5)
+    agent = agent_pid(backend)
+    await backend.close()
+    for pid in (*numbers_in(pids)[:3], agent, *numbers_in(pids)[3:]):
+        os.kill(pid, signal.SIGTERM)
+    await until(lambda: not is_alive(agent))
+    assert not any(is_alive(pid) for pid in numbers_in(pids))
+
+    backend, later = await rig.open([msgspec.structs.replace(run, known_started=True)])
+    await until(lambda: len(later.ends) == 5)
+    assert set(later.ends.values()) <= {128 + 15, "lost"}
+
+    await backend.launch([launch(shell("exit 4"), number=2)])
+    await until(lambda: key(0, 2) in later.ends)
+    assert later.ends[key(0, 2)] == 4
+
+
+@pytest.mark.asyncio
 async def test_an_agent_that_is_told_to_end_while_no_kernel_runs_keeps_that_for_the_next(rig: Rig) -> None:
     """As systemd does it with a service that is stopped, and docker with a container, if they leave it the time."""
     backend, context = await rig.open()
