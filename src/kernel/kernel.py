@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 import anyio
+import anyio.to_thread
 import msgspec
 
 from . import arguments as args
@@ -174,7 +175,7 @@ class Kernel(JobCalls, ResourceCalls, HostCalls, AuditCalls):
         if self._entered:
             raise KernelClosed("a Kernel object is used once; make another one")
         self._entered = True
-        journal = self._open_journal()
+        journal = await self._opened_journal()
         clock = self._clock
         try:
             runtime = Runtime(journal, clock or SystemClock(), self._quotas)
@@ -208,6 +209,24 @@ class Kernel(JobCalls, ResourceCalls, HostCalls, AuditCalls):
         listener, path = listen(self._given_control, files, self._runtime_dir)
         self._control = ControlServer(self, listener, path, files)
         await self._control.open()
+
+    async def _opened_journal(self) -> Journal:
+        """The journal, opened in a thread: a large one may take a while (half a second for each GiB)."""
+        if self._path is None:
+            return self._open_journal()
+        opening = asyncio.create_task(anyio.to_thread.run_sync(self._open_journal), name="anybatch-open")
+        interrupted: BaseException | None = None
+        with anyio.CancelScope(shield=True):
+            while not opening.done():
+                try:
+                    await asyncio.wait({opening})
+                except asyncio.CancelledError as e:
+                    interrupted = e
+            if interrupted is not None:
+                if opening.exception() is None:
+                    await opening.result().close()
+                raise interrupted
+        return opening.result()
 
     def _open_journal(self) -> Journal:
         if self._path is not None:

@@ -6,17 +6,23 @@ import asyncio
 import gc
 import os
 import sqlite3
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 from anybatch import InlineAttempt, InlineBackend, JobStatus, JournalError, JournalLocked, Kernel, KernelClosed
 from anybatch.backends import inline
+from anybatch.kernel import journal as journal_module
 from anybatch.kernel import kernel as kernel_module
 from anybatch.kernel.backend import AttemptKey
+from anybatch.kernel.journal import JournalLoss
+from anybatch.kernel.journal_check import admit
 from anybatch.testing.null import NullBackend
 from kernel_rig import (
+    UNTIL_S,
     LastingBackend,
     ManualBackend,
     add_queue,
@@ -142,6 +148,21 @@ async def test_several_kernels_live_in_one_process(tmp_path: Path) -> None:
             done = await asyncio.gather(*(job.wait() for job in jobs))
             assert [detail.status for detail in done] == [JobStatus.SUCCEEDED] * 3
             assert [len(await k.describe_jobs([job])) for k, job in zip((a, b, c), jobs, strict=True)] == [1, 1, 1]
+
+
+async def test_the_event_loop_goes_on_while_a_large_journal_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turned = threading.Event()
+
+    def slow(*args: Any, **more: Any) -> JournalLoss | None:
+        assert turned.wait(UNTIL_S), "the event loop stands still"
+        return admit(*args, **more)
+
+    monkeypatch.setattr(journal_module, "admit", slow)
+    asyncio.get_running_loop().call_soon(turned.set)
+    async with Kernel(tmp_path / "j.db"):
+        pass
 
 
 async def test_one_journal_serves_one_kernel_at_a_time(tmp_path: Path) -> None:
