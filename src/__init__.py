@@ -9,7 +9,7 @@ plugin authors import `anybatch.testing`.
 
 from anybatch.backends.inline import InlineAttempt, InlineBackend
 from anybatch.kernel.apply import Applied
-from anybatch.kernel.arguments import SEQUENTIAL, n_to_n
+from anybatch.kernel.arguments import SEQUENTIAL, after_any, after_failure, n_to_n, sequential
 from anybatch.kernel.audit import AuditRecord
 from anybatch.kernel.config import Config, load_config
 from anybatch.kernel.control.client import RemoteKernel, connect
@@ -41,6 +41,7 @@ from anybatch.kernel.core.model import (
     DependencyType,
     EvaluateOnExit,
     FailureClass,
+    On,
     Quotas,
     ResourceState,
     ResourceStatus,
@@ -110,6 +111,7 @@ __all__ = [
     "Mistake",
     "NotFound",
     "NotRunning",
+    "On",
     "PluginError",
     "PluginInfo",
     "QueueDetail",
@@ -126,8 +128,11 @@ __all__ = [
     "SinkDetail",
     "SinkError",
     "TaggedKind",
+    "after_any",
+    "after_failure",
     "connect",
     "list_plugins",
     "load_config",
     "n_to_n",
+    "sequential",
 ]

@@ -11,7 +11,7 @@ from collections import Counter
 from anybatch.kernel.core import events as ev
 from anybatch.kernel.core.effects import LaunchAttempts, NotifyChildren, NotifyJob, StopAttempts
 from anybatch.kernel.core.machine import Step
-from anybatch.kernel.core.model import Shape
+from anybatch.kernel.core.model import Dependency, Shape
 from anybatch.kernel.core.state import KernelState
 from anybatch.kernel.core.states import STATUSES
 
@@ -31,6 +31,8 @@ EDGES = {
     ("RUNNING", "FAILED"),
 }
 Child = tuple[int, int]
+MEANT = {"success": {"SUCCEEDED"}, "any": {"SUCCEEDED", "FAILED"}, "failure": {"FAILED"}}
+"""The ends that answer a dependency."""
 
 
 class Oracle:
@@ -42,7 +44,9 @@ class Oracle:
         self.shape: dict[int, Shape] = {}
         self.cap: dict[int, int] = {}
         self.size: dict[int, int] = {}
-        self.depends_on: dict[int, set[int]] = {}
+        self.depends_on: dict[int, tuple[Dependency, ...]] = {}
+        self.answered: set[tuple[int, int, int]] = set()
+        """(job, place in its depends_on, child): what it waited for has come, whatever it is now."""
         self.queue: dict[int, str] = {}
         self.given_up: set[Child] = set()
         """Children that nothing may be started for any more."""
@@ -95,6 +99,48 @@ class Oracle:
         self.status[job, i] = target
         if target in ("SUCCEEDED", "FAILED"):
             self.ended[job, i] += 1
+            self._answer(job, i, target)
+            if job not in self.parent:
+                self._answer(job, None, target)
+
+    def _answer(self, job: int, index: int | None, end: str) -> None:
+        """A child, or a job as a whole, has ended: note whom that answers."""
+        for other, depends_on in self.depends_on.items():
+            for n, dependency in enumerate(depends_on):
+                if dependency.job != job or end not in MEANT[dependency.on]:
+                    continue
+                if dependency.type == "N_TO_N":
+                    whom = [] if index is None else [index]
+                else:
+                    whom = list(range(self.size[other])) if dependency.index == index else []
+                self.answered.update((other, n, i) for i in whom)
+
+    def _awaited(self, job: int, n: int, index: int) -> str | None:
+        """The status of what an entry of `depends_on` is about for this child; None: of nothing."""
+        dependency = self.depends_on[job][n]
+        if dependency.type == "SEQUENTIAL":
+            return self.status[job, index - 1] if index else None
+        at = index if dependency.type == "N_TO_N" else dependency.index
+        if at is None and dependency.job in self.parent:
+            return self.parent[dependency.job]
+        return self.status[dependency.job, at or 0]
+
+    def _check_waits(self, event: ev.WorkReleased | ev.WorkFailed) -> None:
+        """Nothing is released before all that it waits for has come, nor fails by a dependency without a cause."""
+        by_dependency = isinstance(event, ev.WorkFailed) and event.reason.startswith("Dependent Job ")
+        for i in event.each():
+            causes = set()
+            for n, dependency in enumerate(self.depends_on[event.job]):
+                status, meant = self._awaited(event.job, n, i), MEANT[dependency.on]
+                if isinstance(event, ev.WorkReleased):
+                    is_answered = status is None or status in meant or (event.job, n, i) in self.answered
+                    assert is_answered, f"{(event.job, i)} is released while {dependency} is {status}"
+                if status in MEANT["any"] - meant:
+                    causes.add("succeeded: not needed" if status == "SUCCEEDED" else "failed")
+                if dependency.type == "SEQUENTIAL" and i - 1 in event.each():
+                    causes.add("failed")  # with the one before it
+            if isinstance(event, ev.WorkFailed) and by_dependency:
+                assert event.reason.removeprefix("Dependent Job ") in causes, f"{(event.job, i)} failed without a cause"
 
     def _event(self, event: ev.AnyEvent, placed_on: dict[int, list[Shape]]) -> None:
         match event:
@@ -104,7 +150,7 @@ class Oracle:
                 if spec.max_running is not None:
                     self.cap[serial] = spec.max_running
                 self.queue[serial] = queue
-                self.depends_on[serial] = {dependency.job for dependency in depends_on}
+                self.depends_on[serial] = depends_on
                 for i in range(size or 1):
                     self.status[serial, i] = "SUBMITTED"
                 if size is not None:
@@ -112,6 +158,8 @@ class Oracle:
             case ev.WorkHeld() | ev.WorkReleased() | ev.WorkFailed():
                 kinds = {ev.WorkHeld: "PENDING", ev.WorkReleased: "RUNNABLE", ev.WorkFailed: "FAILED"}
                 assert len(event), "an event about nobody"
+                if not isinstance(event, ev.WorkHeld):
+                    self._check_waits(event)
                 for i in event.each():
                     self._move(event.job, i, kinds[type(event)])
             case ev.ParentHeld(job=job):
@@ -123,6 +171,7 @@ class Oracle:
                 assert ends <= {"SUCCEEDED", "FAILED"}
                 assert succeeded == (ends == {"SUCCEEDED"})
                 self.parent[job] = "SUCCEEDED" if succeeded else "FAILED"
+                self._answer(job, None, self.parent[job])
             case ev.AttemptsPlaced():
                 placed_on.setdefault(event.host, []).append(self.shape[event.job])
                 self._note_ahead(event)
@@ -168,7 +217,8 @@ class Oracle:
         """Only an ended job is forgotten, and none that an unfinished one waits for or has waited for."""
         assert self._ended(serial), f"job {serial} is forgotten while it goes on"
         for other, depends_on in self.depends_on.items():
-            assert serial not in depends_on or self._ended(other), f"{other} depends on {serial}, which is forgotten"
+            waits = serial in {dependency.job for dependency in depends_on}
+            assert not waits or self._ended(other), f"{other} depends on {serial}, which is forgotten"
         for i in range(self.size.pop(serial)):
             del self.status[serial, i]
         self.parent.pop(serial, None)

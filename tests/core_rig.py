@@ -23,6 +23,7 @@ from anybatch.kernel.core.model import (
     DependencyType,
     EnvironmentBody,
     ExitKind,
+    On,
     Overrides,
     QueueBody,
     Quotas,
@@ -36,6 +37,7 @@ from anybatch.kernel.core.states import STATUSES, JobStatus
 START_MS = 1_800_000_000_000
 KERNEL_ID = "0123456789ab"
 SEQUENTIAL = ask.DependencyRequest(DependencyType.SEQUENTIAL)
+SEQUENTIAL_ANY = ask.DependencyRequest(DependencyType.SEQUENTIAL, on=On.ANY)
 DISABLED, ENABLED = ResourceState.DISABLED, ResourceState.ENABLED
 EVENTS_DECODER = msgspec.msgpack.Decoder(list[AnyEvent])
 RULE_STEPS_MAX = 60
@@ -51,8 +53,16 @@ def after(job: str | None) -> ask.DependencyRequest:
     return ask.DependencyRequest(DependencyType.AFTER_SUCCESS, job)
 
 
-def n_to_n(job: str | None) -> ask.DependencyRequest:
-    return ask.DependencyRequest(DependencyType.N_TO_N, job)
+def after_any(job: str | None) -> ask.DependencyRequest:
+    return ask.DependencyRequest(DependencyType.AFTER_ANY, job)
+
+
+def after_failure(job: str | None) -> ask.DependencyRequest:
+    return ask.DependencyRequest(DependencyType.AFTER_FAILURE, job)
+
+
+def n_to_n(job: str | None, on: On = On.SUCCESS) -> ask.DependencyRequest:
+    return ask.DependencyRequest(DependencyType.N_TO_N, job, on)
 
 
 def as_kept(events: Sequence[AnyEvent]) -> list[AnyEvent]:

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from anybatch.kernel.core import inputs as ask
-from anybatch.kernel.core.model import Action, EvaluateOnExit, ExitKind, RetryStrategy
-from core_rig import DISABLED, ENABLED, SEQUENTIAL, Rig, after, n_to_n
+from anybatch.kernel.core.model import Action, EvaluateOnExit, ExitKind, On, RetryStrategy
+from core_rig import (
+    DISABLED,
+    ENABLED,
+    SEQUENTIAL,
+    SEQUENTIAL_ANY,
+    Rig,
+    after,
+    after_any,
+    after_failure,
+    n_to_n,
+)  # fmt: skip
 
 HOST_LOSS_ONLY = RetryStrategy(
     4, (EvaluateOnExit(Action.RETRY, on_status_reason="Host EC2*"), EvaluateOnExit(Action.EXIT, on_reason="*"))
@@ -74,6 +84,9 @@ def lives(rig: Rig) -> None:
     rig.do(ask.AllListed(environment="spare", hosts=("far",)))
     rig.submit("again", queue="high", token="once")
     rig.submit("more", after("late"), size=2, queue="high")
+    rig.submit("tidy", SEQUENTIAL_ANY, after_any("steps"), n_to_n(rig.id(steps), On.ANY), size=4, queue="high")
+    rig.submit("mend", after_failure("slow"), queue="high")
+    rig.submit("idle", n_to_n(rig.id(pairs), On.FAILURE), size=6, queue="high")
     rig.submit("few", size=4, max_running=1, vcpus=0.5, attempts=2, queue="high")
     rig.do(ask.DeregisterDefinition(name="step", revision=2))
     for round_number in range(40):

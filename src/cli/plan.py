@@ -40,7 +40,7 @@ class Plan(Struct, kw_only=True):
     def digest(self, job: PlannedJob) -> str:
         """Stands for everything that the job is: equal for equal jobs only."""
         definition = None if job.definition is None else (job.definition, self.config.definitions.get(job.definition))
-        after = [(one.job, one.type) for one in job.depends_on]
+        after = [(one.job, one.type, one.on) if one.on else (one.job, one.type) for one in job.depends_on]
         return _hash([job.name, self.config.queue_of(job), definition, after, job.arguments])
 
     def digests(self) -> dict[str, str]:
@@ -59,13 +59,7 @@ def _hash(value: object) -> str:
 
 def depends_on(job: PlannedJob, handles: Mapping[str, anybatch.JobHandle]) -> list[Any]:
     """The job's dependencies as `submit_job` takes them."""
-    entries: list[Any] = []
-    for after in job.depends_on:
-        entry: dict[str, Any] = {} if after.type is None else {"type": after.type}
-        if after.job is not None:
-            entry["job"] = handles[after.job]
-        entries.append(entry)
-    return entries
+    return [after.entry(None if after.job is None else handles[after.job]) for after in job.depends_on]
 
 
 def completed(config: Config, checker: Checker, *, max_vcpus: float | None, quotas: Mapping[str, int]) -> Config:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import anybatch
 from anybatch.backends.process import ProcessBackend
+from anybatch.kernel.core.model import TEXT_NOT_NEEDED
 from rich.console import Console
 
 from .journals import EngineFailure, keep
@@ -96,7 +97,15 @@ class Run:
             return ENGINE_FAILED
         if not ended and self._signal is not None:
             return 128 + self._signal
-        return JOB_FAILED if "failed" in statuses else SUCCEEDED
+        return JOB_FAILED if any(map(self._has_failed, self._rows.values())) else SUCCEEDED
+
+    def _has_failed(self, row: Row) -> bool:
+        """Whether a job counts as failed: one that was to run after a failure only, and is not needed, does not."""
+        if row.status != "failed":
+            return False
+        found = self._gathered.get(row.name, Gathered())
+        reasons = {failure.status_reason for failure in found.failures}
+        return bool(found.other_failures) or reasons != {TEXT_NOT_NEEDED}
 
     async def _run(self) -> None:
         folder, environment = self._plan.folder, self._environment()

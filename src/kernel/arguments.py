@@ -16,7 +16,7 @@ import msgspec
 from .core.checks import MEMORY_MIB_MAX, TIMEOUT_MS_MAX, VCPUS_MILLI_MAX
 from .core.errors import InvalidValue
 from .core.inputs import DependencyRequest
-from .core.model import Action, DependencyType, EvaluateOnExit, Quotas, RetryStrategy
+from .core.model import PLAIN, Action, DependencyType, EvaluateOnExit, On, Quotas, RetryStrategy
 from .core.states import JobStatus
 
 REVISION_DIGITS_MAX: Final = 9
@@ -35,29 +35,65 @@ RETRY_FIELDS: Final = ("attempts", "evaluate_on_exit", "host_lost_retries")
 
 
 class Sequential:
-    """The type of `SEQUENTIAL`."""
+    """The type of `SEQUENTIAL` and of `sequential(...)`."""
+
+    def __init__(self, on: object = On.SUCCESS) -> None:
+        self.on = on
 
     def __repr__(self) -> str:
-        return "SEQUENTIAL"
+        return "SEQUENTIAL" if self.on == On.SUCCESS else f"sequential(on={str(self.on)!r})"
 
 
 SEQUENTIAL: Final = Sequential()
 """In `depends_on` of an array job: child i runs after child i - 1 has SUCCEEDED (contract DEP-2)."""
 
 
-class NToN:
-    """The type of `n_to_n(job)`."""
+def sequential(*, on: On | str = On.SUCCESS) -> Sequential:
+    """SEQUENTIAL; with `on="any"` (beyond AWS) child i runs after child i - 1 has ended, also when that FAILED."""
+    return Sequential(on)
 
-    def __init__(self, job: object) -> None:
+
+class After:
+    """The type of `after_any(job)` and `after_failure(job)`."""
+
+    def __init__(self, kind: DependencyType, job: object) -> None:
+        self.kind = kind
         self.job = job
 
     def __repr__(self) -> str:
-        return f"n_to_n({self.job!r})"
+        return f"{self.kind.lower()}({self.job!r})"
 
 
-def n_to_n(job: object) -> NToN:
-    """In `depends_on` of an array job: child i runs after child i of `job`, an array of the same size (DEP-2)."""
-    return NToN(job)
+def after_any(job: object) -> After:
+    """In `depends_on`, beyond AWS: once the job, or child, has ended, whether it SUCCEEDED or FAILED."""
+    return After(DependencyType.AFTER_ANY, job)
+
+
+def after_failure(job: object) -> After:
+    """In `depends_on`, beyond AWS: once the job, or child, has FAILED.
+
+    If it SUCCEEDS, what waits is not needed: it is FAILED without having run, with a status reason that says so.
+    """
+    return After(DependencyType.AFTER_FAILURE, job)
+
+
+class NToN:
+    """The type of `n_to_n(job)`."""
+
+    def __init__(self, job: object, on: object = On.SUCCESS) -> None:
+        self.job = job
+        self.on = on
+
+    def __repr__(self) -> str:
+        return f"n_to_n({self.job!r})" if self.on == On.SUCCESS else f"n_to_n({self.job!r}, on={str(self.on)!r})"
+
+
+def n_to_n(job: object, *, on: On | str = On.SUCCESS) -> NToN:
+    """In `depends_on` of an array job: child i runs after child i of `job`, an array of the same size (DEP-2).
+
+    Beyond AWS: `on="any"` goes on after either end of that child, `on="failure"` only after a failure.
+    """
+    return NToN(job, on)
 
 
 def text(field: str, value: object) -> str:
@@ -321,26 +357,41 @@ def dependencies(field: str, value: object) -> tuple[DependencyRequest, ...]:
     if value is None:
         return ()
     if isinstance(value, (str, bytes, Mapping)) or hasattr(value, "id") or not isinstance(value, Iterable):
-        raise InvalidValue(field, value, "it is a list of jobs (ids, handles or names), n_to_n(job) and SEQUENTIAL")
+        allowed = "it is a list of jobs (ids, handles or names), after_any(job), after_failure(job), n_to_n(job)"
+        raise InvalidValue(field, value, f"{allowed} and SEQUENTIAL")
     return tuple(_dependency(f"{field}[{n}]", entry) for n, entry in enumerate(value))
 
 
 def _dependency(field: str, entry: object) -> DependencyRequest:
     if isinstance(entry, Sequential):
-        return DependencyRequest(DependencyType.SEQUENTIAL)
+        return DependencyRequest(DependencyType.SEQUENTIAL, on=_on(field, entry.on))
     if isinstance(entry, NToN):
-        return DependencyRequest(DependencyType.N_TO_N, job_reference(field, entry.job))
-    if isinstance(entry, Mapping):
-        unknown = set(entry) - {"job", "type"}
-        if unknown:
-            raise InvalidValue(field, sorted(map(str, unknown))[0], "an entry has job and type")
-        kind = entry.get("type")
-        if kind not in (None, *DependencyType):
-            raise InvalidValue(f"{field}.type", kind, "a type is N_TO_N or SEQUENTIAL; leave it out for a plain one")
-        job = entry.get("job")
-        reference = None if job is None else job_reference(f"{field}.job", job)
-        return DependencyRequest(DependencyType(kind or "AFTER_SUCCESS"), reference)
-    return DependencyRequest(DependencyType.AFTER_SUCCESS, job_reference(field, entry))
+        return DependencyRequest(DependencyType.N_TO_N, job_reference(field, entry.job), _on(field, entry.on))
+    if isinstance(entry, After):
+        return DependencyRequest(entry.kind, job_reference(field, entry.job), PLAIN[entry.kind])
+    if not isinstance(entry, Mapping):
+        return DependencyRequest(DependencyType.AFTER_SUCCESS, job_reference(field, entry))
+    unknown = set(entry) - {"job", "type", "on"}
+    if unknown:
+        raise InvalidValue(field, sorted(map(str, unknown))[0], "an entry has job, type and on")
+    kind = entry.get("type")
+    if kind not in (None, *DependencyType):
+        allowed = f"a type is one of {', '.join(DependencyType)}; leave it out for AFTER_SUCCESS"
+        raise InvalidValue(f"{field}.type", kind, allowed)
+    job = entry.get("job")
+    reference = None if job is None else job_reference(f"{field}.job", job)
+    found = DependencyType(kind or "AFTER_SUCCESS")
+    on = _on(field, entry.get("on", PLAIN.get(found, On.SUCCESS)))
+    if PLAIN.get(found, on) is not on:
+        allowed = "on goes with N_TO_N and SEQUENTIAL; the other entries' types say it: AFTER_ANY, AFTER_FAILURE"
+        raise InvalidValue(f"{field}.on", on.value, allowed)
+    return DependencyRequest(found, reference, on)
+
+
+def _on(field: str, value: object) -> On:
+    if value not in tuple(On):
+        raise InvalidValue(f"{field}.on", value, f"it is one of {', '.join(map(repr, map(str, On)))}")
+    return On(str(value))
 
 
 def definition(field: str, value: object) -> str:

@@ -244,11 +244,7 @@ class _Judge:
             self._checker.add((*place, "depends_on"), f"{len(job.depends_on)} entries; at most {most}")
             known_jobs = known_jobs[:most]
         arguments["depends_on"] = [
-            {
-                **({} if after.type is None else {"type": after.type}),
-                **({} if after.job is None else {"job": self.jobs[after.job].job_id}),
-            }
-            for after in known_jobs
+            after.entry(None if after.job is None else self.jobs[after.job].job_id) for after in known_jobs
         ]
         row, wrong = accepted(self._submit, arguments, place, self._checker, [after.at for after in known_jobs])
         if "array_size" in wrong or row is None:

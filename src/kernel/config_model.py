@@ -32,6 +32,12 @@ class After(Struct, frozen=True, kw_only=True, omit_defaults=True):
     job: str | None = None
     type: str | None = None
     at: int = 0
+    on: str | None = None
+
+    def entry(self, job: Any) -> dict[str, Any]:
+        """It as `Kernel.submit_job` takes it, about this job (an id or a handle; None: none)."""
+        found = {"job": job, "type": self.type, "on": self.on}
+        return {key: value for key, value in found.items() if value is not None}
 
 
 class PlannedJob(Struct, kw_only=True):

@@ -16,7 +16,7 @@ from . import bodies
 from .config_lines import Lines, SyntaxMistake, load
 from .config_model import After, Checker, Config, Place, PlannedJob, dotted, shown
 from .core.errors import ConfigError, InvalidValue, Mistake, PluginError
-from .core.model import DependencyType, Quotas
+from .core.model import DependencyType, On, Quotas
 from .sink import SinkConfig
 from .sinks import make_sinks
 
@@ -248,13 +248,13 @@ class Reader:
         if not isinstance(table, Mapping) or not table:
             self._checker.add(place, f"{shown(entry)} is not allowed; {DEPENDENCY_FORM}")
             return None
-        self._known(place, table, ("job", "type"))
-        job, kind, at = table.get("job"), table.get("type"), int(place[-1])
+        self._known(place, table, ("job", "type", "on"))
+        job, kind, at, on = table.get("job"), table.get("type"), int(place[-1]), self._on(place, table)
         if kind is not None and kind not in tuple(DependencyType):
             text = f"a type is {', '.join(DependencyType)}; leave it out for AFTER_SUCCESS"
             self._checker.add((*place, "type"), f"{shown(kind)} is not allowed; {text}")
         elif job is None and kind == DependencyType.SEQUENTIAL:
-            return After(type=kind, at=at)
+            return After(type=kind, at=at, on=on)
         elif kind == DependencyType.SEQUENTIAL:
             text = "SEQUENTIAL orders the job's own children and names no other job"
             self._checker.add((*place, "job"), f"{shown(job)} is not allowed; {text}")
@@ -264,7 +264,14 @@ class Reader:
             text = f"no job {job!r}{args.meant(job, jobs)} (the file's jobs are {', '.join(jobs)})"
             self._checker.add(place, text)
         else:
-            return After(job=job, type=kind, at=at)
+            return After(job=job, type=kind, at=at, on=on)
+        return None
+
+    def _on(self, place: Place, table: Mapping[str, Any]) -> str | None:
+        on = table.get("on")
+        if on is None or on in tuple(On):
+            return None if on is None else str(on)
+        self._checker.add((*place, "on"), f"{shown(on)} is not allowed; it is {', '.join(map(repr, map(str, On)))}")
         return None
 
     def _untangle(self, config: Config) -> None:

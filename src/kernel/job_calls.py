@@ -29,7 +29,7 @@ from .views import DefinitionDetail, JobDetail, JobSummary, job_detail, job_summ
 log = Log("anybatch.kernel")
 
 JobReference = str | JobHandle
-DependsOn = Iterable["JobReference | args.NToN | args.Sequential | Mapping[str, Any]"]
+DependsOn = Iterable["JobReference | args.After | args.NToN | args.Sequential | Mapping[str, Any]"]
 
 LIST_PAGE: Final = 500
 """Jobs that `list_jobs` looks at between two pauses for the event loop."""
@@ -70,9 +70,9 @@ class JobCalls(Calls):
 
         `definition` is a name (its newest ACTIVE revision) or `name:revision`; without one, `command` or
         `script` says what to run. `array_size` makes it an array of that many children, of which
-        `max_running` run at once, at most (None: as many as there is room for). `depends_on` lists
-        jobs that have to have SUCCEEDED (ids, handles, or names: the one unfinished job of that name, else
-        its newest finished one), `n_to_n(job)` and `SEQUENTIAL`. What else is given overrides the
+        `max_running` run at once, at most (None: as many as there is room for). `depends_on` lists jobs that have to
+        have SUCCEEDED (ids, handles, or names: the one unfinished job of that name, else its newest finished one),
+        `after_any(job)`, `after_failure(job)`, `n_to_n(job)` and `SEQUENTIAL`. What else is given overrides the
         definition: `environment` and `parameters` are merged by name, `container` field by field, the rest
         replaces. `timeout` is in seconds per attempt, `memory` in MiB or a text such as "2GiB". `image` runs it in a
         container, in an environment whose backend makes them (`container` has what else AWS's containerProperties

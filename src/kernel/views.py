@@ -22,6 +22,7 @@ from .core.model import (
     Dependency,
     DependencyType,
     FailureClass,
+    On,
     ResourceState,
     ResourceStatus,
     RetryStrategy,
@@ -59,10 +60,11 @@ class AttemptDetail(Struct, frozen=True, kw_only=True):
 
 
 class DependencyDetail(Struct, frozen=True, kw_only=True):
-    """What a job waits for, or waited for; `job_id` None for SEQUENTIAL."""
+    """What a job waits for, or waited for; `job_id` None for SEQUENTIAL; `on` says which end counts."""
 
     type: DependencyType
     job_id: str | None
+    on: On = On.SUCCESS
 
 
 class JobDetail(Struct, frozen=True, kw_only=True):
@@ -298,7 +300,9 @@ def _flags(job: JobRow, index: int | None) -> tuple[bool, bool]:
 
 def _dependency(dependency: Dependency) -> DependencyDetail:
     job_id, index = dependency.job_id, dependency.index
-    return DependencyDetail(type=dependency.type, job_id=job_id if index is None else f"{job_id}:{index}")
+    return DependencyDetail(
+        type=dependency.type, job_id=job_id if index is None else f"{job_id}:{index}", on=dependency.on
+    )
 
 
 def _parent_reason(job: JobRow) -> tuple[str | None, None]:

@@ -237,6 +237,9 @@ CASES = {
             { job = "four", type = "N_TO_N" },          #! jobs.last.depends_on[1] | has 4 children and this job 3
             { job = "one", type = "n_to_n" },           #! jobs.last.depends_on[2].type | a type is AFTER_SUCCESS
             { job = "four", type = "SEQUENTIAL" },      #! jobs.last.depends_on[3].job | names no other job
+            { job = "one", on = "end" },                #! jobs.last.depends_on[4].on | it is 'success', 'any'
+            { job = "one", on = "any" },                #! jobs.last.depends_on[5].on | on goes with N_TO_N and
+            { type = "SEQUENTIAL", on = "failure" },    #! jobs.last.depends_on[6].on | a SEQUENTIAL goes on after
         ]
         [jobs.one]
         command = ["a"]

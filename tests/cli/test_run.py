@@ -120,6 +120,34 @@ def test_a_file_with_forward_references(cli: Cli) -> None:
     assert "three stages: succeeded after" in done.out
 
 
+ENDS = """
+[jobs.load]
+command = ["sh", "-c", "exit $CODE"]
+[jobs.roll-back]
+command = ["sh", "-c", "echo rolled-back >> done"]
+depends_on = [{ job = "load", type = "AFTER_FAILURE" }]
+[jobs.tidy-up]
+command = ["sh", "-c", "echo tidied >> done"]
+depends_on = [{ job = "load", type = "AFTER_ANY" }, { job = "roll-back", type = "AFTER_ANY" }]
+[jobs.steps]
+command = ["sh", "-c", "echo step-$AWS_BATCH_JOB_ARRAY_INDEX >> done; exit $CODE"]
+array_size = 3
+max_running = 2
+depends_on = [{ type = "SEQUENTIAL", on = "any" }, { job = "tidy-up", type = "AFTER_ANY" }]
+"""
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_jobs_that_wait_for_another_end_than_success(cli: Cli, code: int) -> None:
+    """What was to run after a failure only does not make a run fail that had none."""
+    cli.write("ends.toml", ENDS)
+    cli.environment["CODE"] = str(code)
+    done = cli("run", "ends.toml").expect(code)
+    rolled_back = ["rolled-back"] if code else []
+    assert text_of(cli.folder / "done") == [*rolled_back, "tidied", "step-0", "step-1", "step-2"]
+    assert ("Dependent Job succeeded: not needed" in done.out) == (not code)
+
+
 FAILING = """
 [jobs.squares]
 command = ["sh", "-c", '''

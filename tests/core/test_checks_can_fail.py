@@ -189,7 +189,7 @@ SPOILT: list[tuple[Spoil, str]] = [
     (spoil_parent, "a parent is PENDING or has ended (AR-2)"),
     (spoil_parents_end, "a parent ends with its last child (AR-4, AR-5)"),
     (spoil_parents_outcome, "a parent SUCCEEDED if all children did"),
-    (spoil_blockers, "blockers count the unfinished jobs waited for"),
+    (spoil_blockers, "blockers count what has not been answered"),
     (spoil_submitted, "nothing stays SUBMITTED after a step"),
     (spoil_pending, "a PENDING child waits for something"),
     (spoil_dependents_of_failed, "what depends on a FAILED job is FAILED (DEP-6)"),

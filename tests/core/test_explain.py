@@ -7,11 +7,11 @@ from pathlib import Path
 from anybatch.kernel.core import inputs as ask
 from anybatch.kernel.core.container import ContainerSpec
 from anybatch.kernel.core.explain import NAMED_MAX, Code, Reason, explain
-from anybatch.kernel.core.model import Action, EvaluateOnExit, ExitKind, ResourceStatus, RetryStrategy
+from anybatch.kernel.core.model import Action, EvaluateOnExit, ExitKind, On, ResourceStatus, RetryStrategy
 from anybatch.kernel.core.placement import PASSED_MS_MAX
 from anybatch.kernel.core.reports import UNKNOWN_MS_MAX
 from anybatch.kernel.core.states import STATUSES
-from core_rig import DISABLED, SEQUENTIAL, Rig, after, n_to_n
+from core_rig import DISABLED, SEQUENTIAL, SEQUENTIAL_ANY, Rig, after, after_any, after_failure, n_to_n
 
 
 def reasons(rig: Rig, job: int, index: int | None = None, *, placing: bool = True) -> list[tuple[Code, str]]:
@@ -460,6 +460,34 @@ def test_an_environment_that_does_not_run_what_the_container_asks_for_says_so(ri
     rig.do(ask.UpdateQueue(name="images", compute_environments=("env",)))
     text = "environment 'env' (backend null) does not honour image of its container"
     assert reasons(rig, job) == [(Code.CANNOT_RUN_IT, text)]
+
+
+def test_which_end_is_waited_for_is_named(rig: Rig) -> None:
+    first = rig.submit(size=2)
+    first_id = rig.id(first)
+    waits = rig.submit(
+        "waits",
+        SEQUENTIAL_ANY,
+        after_any(first_id),
+        after_failure(rig.child(first, 1)),
+        n_to_n(first_id, On.ANY),
+        size=2,
+    )
+    of = f"job 'job' ({first_id}), which is"
+    assert reasons(rig, waits, 1) == [
+        (
+            Code.WAITS_IN_SEQUENCE,
+            "waits for the end, either way, of child 0 of its own array, which is PENDING",
+        ),
+        (
+            Code.WAITS_FOR_END,
+            f"waits for the end, either way, of {of} PENDING with 0 of 2 children SUCCEEDED",
+        ),
+        (Code.WAITS_FOR_FAILURE, f"waits for a failure of child 1 of {of} RUNNABLE"),
+        (Code.WAITS_FOR_END, f"waits for the end, either way, of child 1 of {of} RUNNABLE"),
+    ]
+    rig.run(first, 1, code=1)
+    assert codes(rig, waits, 0) == [Code.WAITS_FOR_END, Code.WAITS_FOR_END]
 
 
 def test_the_cap_of_an_array_is_named(rig: Rig) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import pytest
-from anybatch.kernel.core import evolve, follow, machine, placement, snapshot
+from anybatch.kernel.core import evolve, follow, machine, placement, snapshot, waits
 from anybatch.kernel.core import inputs as ask
 from anybatch.kernel.core.errors import RequestError
 from anybatch.kernel.core.explain import Code, explain
@@ -20,15 +20,26 @@ from anybatch.kernel.core.model import (
     EnvironmentBody,
     EvaluateOnExit,
     ExitKind,
+    On,
     ResourceStatus,
     RetryStrategy,
     Shape,
 )
 from anybatch.kernel.core.snapshot import decode, encode
 from anybatch.kernel.core.state import EnvironmentRow, HostRow, JobRow, KernelState, Lane
-from anybatch.kernel.core.states import RUNNABLE, RUNNING, STARTING, STATUSES
+from anybatch.kernel.core.states import RUNNABLE, RUNNING, STARTING, STATUSES, SUCCEEDED
 from core_oracle import Oracle
-from core_rig import DISABLED, ENABLED, SEQUENTIAL, Rig, after, n_to_n
+from core_rig import (
+    DISABLED,
+    ENABLED,
+    SEQUENTIAL,
+    SEQUENTIAL_ANY,
+    Rig,
+    after,
+    after_any,
+    after_failure,
+    n_to_n,
+)  # fmt: skip
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -62,6 +73,10 @@ STRATEGIES = (
 SHAPES = (Shape(500, 0, 0), Shape(1000, 100, 0), Shape(2000, 0, 0), Shape(1000, 300, 1), Shape(250, 50, 2))
 
 
+ONS = (On.SUCCESS, On.SUCCESS, On.ANY, On.FAILURE)
+AFTER = {On.SUCCESS: after, On.ANY: after_any, On.FAILURE: after_failure}
+
+
 class AskedJob(NamedTuple):
     """A submit, with what it waits for given by numbers."""
 
@@ -70,8 +85,8 @@ class AskedJob(NamedTuple):
     shape: Shape
     retry: RetryStrategy
     timeout_ms: int | None
-    sequential: bool
-    waits: list[tuple[int, str]]
+    sequential: On | None
+    waits: list[tuple[int, str, On]]
     token: str | None
     max_running: int | None
 
@@ -83,8 +98,8 @@ asked_jobs = st.builds(
     st.sampled_from(SHAPES),
     st.sampled_from(STRATEGIES),
     st.sampled_from((None, 1, 5_000)),
-    st.sampled_from((False, False, True)),
-    st.lists(st.tuples(numbers, st.sampled_from(("job", "child", "n_to_n", "name"))), max_size=2),
+    st.sampled_from((None, None, On.SUCCESS, On.ANY)),
+    st.lists(st.tuples(numbers, st.sampled_from(("job", "child", "n_to_n", "name")), st.sampled_from(ONS)), max_size=2),
     st.sampled_from((None, None, None, None, "x")),
     st.sampled_from((None, None, 1, 2)),
 )
@@ -151,17 +166,19 @@ class KernelMachine(RuleBasedStateMachine):
 
     def submit_one(self, asked: AskedJob) -> None:
         size, shape = asked.size, asked.shape
-        depends_on: list[DependencyRequest] = [SEQUENTIAL] if asked.sequential and size is not None else []
+        depends_on: list[DependencyRequest] = []
+        if asked.sequential is not None and size is not None:
+            depends_on.append(SEQUENTIAL_ANY if asked.sequential is On.ANY else SEQUENTIAL)
         jobs = list(self.rig.state.jobs.values())
-        for number, kind in asked.waits if jobs else ():
+        for number, kind, on in asked.waits if jobs else ():
             other = pick(jobs, number)
             if kind == "child" and other.size is not None:
-                depends_on.append(after(f"{other.job_id}:{number % other.size}"))
+                depends_on.append(AFTER[on](f"{other.job_id}:{number % other.size}"))
             elif kind == "n_to_n" and size is not None:
                 same = [job for job in jobs if job.size == size] or [other]
-                depends_on.append(n_to_n(pick(same, number).job_id))
+                depends_on.append(n_to_n(pick(same, number).job_id, on))
             else:
-                depends_on.append(after(other.name if kind == "name" else other.job_id))
+                depends_on.append(AFTER[on](other.name if kind == "name" else other.job_id))
         try:
             step = self.rig.submit_step(
                 f"job-{len(jobs) % 5}",
@@ -531,6 +548,11 @@ def timeouts_are_forgotten(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "arm_timeouts", lambda *_: None)
 
 
+def every_end_will_do(patch: pytest.MonkeyPatch) -> None:
+    for module in (follow, waits):
+        patch.setattr(module, "is_met", lambda _, status: status >= SUCCEEDED)
+
+
 def caps_are_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(JobRow, "room", lambda _, most: most)
 
@@ -560,6 +582,7 @@ def best_hosts_are_overlooked(patch: pytest.MonkeyPatch) -> None:
         (a_wrong_evolve, "a host's load counts its live attempts"),
         (timeouts_are_forgotten, "a job outlives its timeout"),
         (best_hosts_are_overlooked, "assert not"),
+        (every_end_will_do, "what may run waits for nothing|is released while"),
         (caps_are_forgotten, "children of .* run, which may have"),
         (what_was_capped_stays_out, "runnable work is in its lane"),
     ],

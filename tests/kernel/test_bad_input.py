@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from anybatch import (
@@ -22,7 +22,10 @@ from anybatch import (
     Quotas,
     RequestError,
     RetryStrategy,
+    after_any,
+    after_failure,
     n_to_n,
+    sequential,
 )
 from anybatch.testing.null import NullBackend
 from kernel_rig import ManualBackend, busy_kernel, kernel_on, live, snapshot, submit, turns
@@ -220,6 +223,12 @@ CASES: list[Case] = [
     (lambda k: with_job(k, "array", lambda job: submit(k, depends_on=job)), InvalidValue, "depends_on: <JobHandle"),
     submits("depends_on: {'job': 'running'}", depends_on={"job": "running"}),
     submits("depends_on[0]: 7", depends_on=[7]),
+    submits("depends_on[0].on: 'end'", depends_on=[sequential(on="end")], array_size=2),
+    submits("depends_on[0].on: 'failure'", depends_on=[sequential(on="failure")], array_size=2),
+    submits("depends_on[0].on: 7", depends_on=[n_to_n("running", on=cast("Any", 7))], array_size=2),
+    submits("depends_on[0].on: 'any'", depends_on=[{"job": "running", "on": "any"}]),
+    submits("depends_on[0]: None", depends_on=[after_any(None)]),
+    submits("job 'nobody'", NotFound, depends_on=[after_failure("nobody")]),
     submits("depends_on[0]: None", depends_on=[None]),
     submits("depends_on[0]: b'x'", depends_on=[b"x"]),
     submits("job 'nobody'", NotFound, depends_on=["nobody"]),

@@ -15,12 +15,13 @@ import msgspec
 from msgspec import Raw, Struct
 from msgspec.msgpack import Ext
 
-from ..arguments import SEQUENTIAL, NToN, Sequential
+from ..arguments import After, NToN, Sequential
 from ..core import errors
 from ..core.errors import AnyBatchError, ControlError, KernelBug
+from ..core.model import DependencyType
 from ..handles import JobHandle
 
-STRUCT, HANDLE, N_TO_N, SEQUENTIAL_CODE, TUPLE, PATH, TEXT, NUMBER, OTHER = range(1, 10)
+STRUCT, HANDLE, N_TO_N, SEQUENTIAL, TUPLE, PATH, TEXT, NUMBER, OTHER, AFTER = range(1, 11)
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
 
 _STRUCTS: Final[dict[str, type[Struct]]] = {}
@@ -63,9 +64,11 @@ def pack(value: Any) -> Any:
         case JobHandle():
             return Ext(HANDLE, _encode(_handle(value)))
         case NToN():
-            return Ext(N_TO_N, _encode(pack(value.job)))
+            return Ext(N_TO_N, _encode([pack(value.job), pack(value.on)]))
         case Sequential():
-            return Ext(SEQUENTIAL_CODE, b"")
+            return Ext(SEQUENTIAL, _encode(pack(value.on)))
+        case After():
+            return Ext(AFTER, _encode([value.kind, pack(value.job)]))
         case os.PathLike():
             return Ext(PATH, os.fsencode(value))
         case tuple():
@@ -98,9 +101,9 @@ def _unpack(code: int, data: memoryview) -> Any:
         case 2:
             return unpack(data)[0]
         case 3:
-            return NToN(unpack(data))
+            return NToN(*unpack(data))
         case 4:
-            return SEQUENTIAL
+            return Sequential(unpack(data))
         case 5:
             return tuple(unpack(data))
         case 6:
@@ -111,6 +114,9 @@ def _unpack(code: int, data: memoryview) -> Any:
             return int(bytes(data), 16)
         case 9:
             return Other(bytes(data).decode())
+        case 10:
+            kind, job = unpack(data)
+            return After(DependencyType(kind), job)
         case _:
             raise ValueError(f"no kind {code} of value")
 

@@ -39,7 +39,7 @@ from .events import (
     WorkReleased,
 )
 from .hosts import apply_host_event, close_or_open
-from .model import DependencyType, FailureClass, QueueBody, ResourceStatus, StopKind
+from .model import FailureClass, QueueBody, ResourceStatus, StopKind
 from .retention import expect, forget, let_go, refer
 from .state import (
     MEMORY_UNCOUNTED,
@@ -52,8 +52,9 @@ from .state import (
     QueueRow,
     Stop,
 )
-from .states import FAILED, PENDING, RUNNABLE, RUNNING, STARTING, STATUSES, SUCCEEDED, Kind, Trigger, next_status
+from .states import FAILED, PENDING, RUNNABLE, RUNNING, STARTING, STATUSES, Kind, Trigger, next_status
 from .tags import put_tags
+from .waits import children_ended, link, look, whole_ended
 
 TIMER_SLACK = 1024
 """Outdated entries that the timer heap may hold beyond four times the live ones."""
@@ -85,7 +86,7 @@ def evolve(state: KernelState, event: AnyEvent, at_ms: int) -> None:
             job = state.jobs[event.job]
             job.parent = _parent(job, Trigger.SUCCEED if event.succeeded else Trigger.FAIL)
             job.parent_stopped_ms = at_ms
-            _job_ended(state, job, event.succeeded)
+            _job_ended(state, job, job.parent)
         case JobSubmitted():
             _job_submitted(state, event, at_ms)
         case CancelRequested():
@@ -164,31 +165,8 @@ def _job_submitted(state: KernelState, event: JobSubmitted, at_ms: int) -> None:
         queue.unfinished[job.serial] = None
     state.unfinished += 1
     link(state, job)
+    look(state, job)
     refer(state, job)
-
-
-def link(state: KernelState, job: JobRow) -> None:
-    """Enter a job where the jobs that it waits for will find it."""
-    n_to_n = []
-    for dependency in job.depends_on:
-        if dependency.type is DependencyType.SEQUENTIAL:
-            job.sequential = True
-            continue
-        other = state.jobs.get(dependency.job)
-        if other is None:
-            continue  # forgotten, as only what an ended job depended on can be
-        if dependency.type is DependencyType.N_TO_N:
-            n_to_n.append(other.serial)
-            if not other.ended:
-                other.dependents.append((job.serial, dependency.type))
-        elif dependency.index is not None:
-            if other.children.status[dependency.index] < SUCCEEDED:
-                job.blockers += 1
-                other.child_dependents.setdefault(dependency.index, []).append(job.serial)
-        elif not other.ended:
-            job.blockers += 1
-            other.dependents.append((job.serial, dependency.type))
-    job.n_to_n = tuple(n_to_n)
 
 
 def _parent(job: JobRow, trigger: Trigger) -> int:
@@ -222,7 +200,7 @@ def _work_failed(state: KernelState, event: WorkFailed, at_ms: int) -> None:
     children.move(indexes, source, FAILED)
     children.end_unrun(indexes, at_ms, event.reason)
     job.touched_ms = at_ms
-    _children_ended(state, job, indexes, succeeded=False)
+    _children_ended(state, job, indexes, FAILED)
 
 
 def _cancel_requested(state: KernelState, event: CancelRequested) -> None:
@@ -246,19 +224,13 @@ def _stop(job: JobRow, indexes: Sequence[int], stop: Stop) -> None:
             job.stopping[i] = stop
 
 
-def _children_ended(state: KernelState, job: JobRow, indexes: Sequence[int], *, succeeded: bool) -> None:
-    if job.child_dependents:
-        which = indexes if isinstance(indexes, range) else set(indexes)
-        for i, waiting in job.child_dependents.items():
-            if i in which:
-                for serial in waiting:
-                    if serial in state.jobs:
-                        state.jobs[serial].blockers -= 1
+def _children_ended(state: KernelState, job: JobRow, indexes: Sequence[int], status: int) -> None:
+    children_ended(state, job, indexes, status)
     if job.size is None:
-        _job_ended(state, job, succeeded)
+        _job_ended(state, job, status)
 
 
-def _job_ended(state: KernelState, job: JobRow, succeeded: bool) -> None:
+def _job_ended(state: KernelState, job: JobRow, status: int) -> None:
     names = state.names[job.name]
     del names.unfinished[job.serial]
     names.finished.add(job.serial)
@@ -267,9 +239,7 @@ def _job_ended(state: KernelState, job: JobRow, succeeded: bool) -> None:
         del queue.unfinished[job.serial]
     state.unfinished -= 1
     job.parked.clear()
-    for serial, kind in job.dependents:
-        if kind is DependencyType.AFTER_SUCCESS and serial in state.jobs:
-            state.jobs[serial].blockers -= 1
+    whole_ended(state, job, status)
     let_go(state, job)
 
 
@@ -377,7 +347,7 @@ def _attempts_ended(state: KernelState, event: AttemptsEnded, at_ms: int) -> Non
     if target == RUNNABLE:
         _retry(state, job, indexes, counts=event.counts, failure=event.failure)
     else:
-        _children_ended(state, job, indexes, succeeded=target == SUCCEEDED)
+        _children_ended(state, job, indexes, target)
     if job.spec.max_running is not None and children.counts[RUNNABLE]:
         queue = state.queues.get(job.queue)
         if queue is not None:

@@ -14,10 +14,11 @@ from msgspec import Struct
 
 from .children import NO_CODE
 from .hosts import why_closed
-from .model import TEXT_ATTEMPT_ENDED, DependencyType, ResourceState, ResourceStatus, Shape
+from .model import TEXT_ATTEMPT_ENDED, DependencyType, On, ResourceState, ResourceStatus, Shape
 from .placement import Held, could_fit, honours, reservations
 from .state import MEMORY_UNCOUNTED, EnvironmentRow, HostRow, JobRow, KernelState, QueueRow
 from .states import FAILED, PENDING, RUNNABLE, RUNNING, STARTING, STATUSES, SUCCEEDED
+from .waits import is_answered, is_answered_for, is_met
 
 NAMED_MAX: Final = 5
 """Jobs, environments or hosts that one explanation names; the rest is counted."""
@@ -35,6 +36,8 @@ class Code(StrEnum):
     """Its backend could not find the attempt just now; in time it counts as lost."""
     WAITS_FOR_JOB = "WAITS_FOR_JOB"
     WAITS_FOR_CHILD = "WAITS_FOR_CHILD"
+    WAITS_FOR_END = "WAITS_FOR_END"
+    WAITS_FOR_FAILURE = "WAITS_FOR_FAILURE"
     WAITS_IN_SEQUENCE = "WAITS_IN_SEQUENCE"
     QUEUE_DELETING = "QUEUE_DELETING"
     KERNEL_CLOSING = "KERNEL_CLOSING"
@@ -143,28 +146,36 @@ def _live(state: KernelState, job: JobRow, index: int, now_ms: int) -> Iterator[
 
 def _pending(state: KernelState, job: JobRow, index: int) -> Iterator[Reason]:
     waiting = []
-    for dependency in job.depends_on:
+    for n, dependency in enumerate(job.depends_on):
+        on = dependency.on
         if dependency.type is DependencyType.SEQUENTIAL:
-            if index and job.children.status[index - 1] != SUCCEEDED:
+            if index and not is_met(on, job.children.status[index - 1]):
                 before = STATUSES[job.children.status[index - 1]]
-                text = f"waits for child {index - 1} of its own array, which is {before}"
+                text = f"waits for {_ENDS[on]}child {index - 1} of its own array, which is {before}"
                 waiting.append(Reason(Code.WAITS_IN_SEQUENCE, text))
             continue
+        if is_answered(job, n):
+            continue
         other = state.jobs[dependency.job]
-        at = index if dependency.type is DependencyType.N_TO_N else dependency.index
+        is_matched = dependency.type is DependencyType.N_TO_N
+        at = index if is_matched else dependency.index
         if at is not None:
-            if other.children.status[at] != SUCCEEDED:
-                status = STATUSES[other.children.status[at]]
-                text = f"waits for child {at} of job {other.name!r} ({other.job_id}), which is {status}"
-                waiting.append(Reason(Code.WAITS_FOR_CHILD, text))
+            status = other.children.status[at]
+            if not is_met(on, status) and not (is_matched and is_answered_for(job, n, index)):
+                text = f"child {at} of job {other.name!r} ({other.job_id}), which is {STATUSES[status]}"
+                waiting.append(Reason(_CODES.get(on, Code.WAITS_FOR_CHILD), f"waits for {_ENDS[on]}{text}"))
         elif not other.ended:
-            text = f"waits for job {other.name!r} ({other.job_id}), which is {other.status}"
+            text = f"job {other.name!r} ({other.job_id}), which is {other.status}"
             if other.size is not None:
                 text += f" with {other.children.counts[SUCCEEDED]} of {other.size} children SUCCEEDED"
-            waiting.append(Reason(Code.WAITS_FOR_JOB, text))
+            waiting.append(Reason(_CODES.get(on, Code.WAITS_FOR_JOB), f"waits for {_ENDS[on]}{text}"))
     yield from waiting[:NAMED_MAX]
     if len(waiting) > NAMED_MAX:
         yield Reason(waiting[NAMED_MAX].code, f"waits for {len(waiting) - NAMED_MAX} more")
+
+
+_ENDS: Final = {On.SUCCESS: "", On.ANY: "the end, either way, of ", On.FAILURE: "a failure of "}
+_CODES: Final = {On.ANY: Code.WAITS_FOR_END, On.FAILURE: Code.WAITS_FOR_FAILURE}
 
 
 def _runnable(state: KernelState, job: JobRow, index: int, *, placing: bool) -> Iterator[Reason]:

@@ -23,9 +23,21 @@ from .events import (
     WorkReleased,
     run_fields,
 )
-from .model import TEXT_DEPENDENCY_FAILED, DependencyType, ResourceStatus
+from .model import DependencyType, ResourceStatus
 from .state import JobRow, KernelState
 from .states import FAILED, PENDING, RUNNABLE, SUBMITTED, SUCCEEDED
+from .waits import (
+    is_answered,
+    is_answered_for,
+    is_lost,
+    is_met,
+    is_ready,
+    lost_at_submit,
+    ready,
+    status_of,
+    watchers,
+    why_lost,
+)
 
 
 def follow(state: KernelState, event: AnyEvent) -> Iterator[AnyEvent]:
@@ -33,17 +45,15 @@ def follow(state: KernelState, event: AnyEvent) -> Iterator[AnyEvent]:
     match event:
         case AttemptsEnded():
             if event.status != RUNNABLE:
-                yield from _children_ended(
-                    state, state.jobs[event.job], event.each(), succeeded=event.status == SUCCEEDED
-                )
+                yield from _children_ended(state, state.jobs[event.job], event.each(), event.status)
         case WorkFailed():
-            yield from _children_ended(state, state.jobs[event.job], event.each(), succeeded=False)
+            yield from _children_ended(state, state.jobs[event.job], event.each(), FAILED)
         case CancelRequested():
             yield from _cancelled(state.jobs[event.job], event)
         case JobSubmitted():
             yield from _submitted(state, state.jobs[event.serial])
         case ParentEnded():
-            yield from _job_ended(state, state.jobs[event.job], succeeded=event.succeeded)
+            yield from _job_ended(state, state.jobs[event.job])
         case _:
             return
 
@@ -64,58 +74,21 @@ def _submitted(state: KernelState, job: JobRow) -> Iterator[AnyEvent]:
     if job.size is not None:
         yield ParentHeld(job.serial)
     everyone: Sequence[int] = range(job.children.size)
-    failed = _failed_at_submit(state, job)
-    ready: Sequence[int] = range(0)
-    if not job.blockers and len(failed) < len(everyone):
-        gone = set(failed)
-        ready = _ready(state, job, [i for i in everyone if i not in gone] if gone else everyone)
+    lost = lost_at_submit(state, job)
+    gone = {i for indexes in lost.values() for i in indexes}
+    waiting: Sequence[int] = range(0)
+    if not job.blockers and len(gone) < len(everyone):
+        waiting = ready(state, job, [i for i in everyone if i not in gone] if gone else everyone)
     held: Sequence[int] = everyone
-    if len(ready):
-        chosen = set(ready) if len(ready) < len(everyone) else None
+    if len(waiting):
+        chosen = set(waiting) if len(waiting) < len(everyone) else None
         held = [i for i in everyone if i not in chosen] if chosen is not None else range(0)
     if len(held):
         yield WorkHeld(job.serial, *run_fields(held))
-    if len(failed):
-        yield WorkFailed(job.serial, *run_fields(failed), TEXT_DEPENDENCY_FAILED)
-    yield from _released(job, ready)
-
-
-def _failed_at_submit(state: KernelState, job: JobRow) -> Sequence[int]:
-    """The children that fail because what they depend on has already FAILED."""
-    failed: set[int] = set()
-    for dependency in job.depends_on:
-        if dependency.type is DependencyType.SEQUENTIAL:
-            continue
-        other = state.jobs[dependency.job]
-        if dependency.type is DependencyType.N_TO_N:
-            failed.update(other.children.with_status(FAILED))
-        elif dependency.index is not None:
-            if other.children.status[dependency.index] == FAILED:
-                return range(job.children.size)
-        elif other.ended and not _succeeded(other):
-            return range(job.children.size)
-    return sorted(failed)
-
-
-def _succeeded(job: JobRow) -> bool:
-    return (job.children.status[0] if job.size is None else job.parent) == SUCCEEDED
-
-
-def _is_ready(state: KernelState, job: JobRow, index: int) -> bool:
-    return job.is_ready(index) and all(state.jobs[s].children.status[index] == SUCCEEDED for s in job.n_to_n)
-
-
-def _ready(state: KernelState, job: JobRow, candidates: Sequence[int]) -> Sequence[int]:
-    """Those of the candidates that wait for no other child; whole-job blockers are the caller's."""
-    if not len(candidates):
-        return candidates  # nor may the jobs be there that an ended job has waited for
-    if job.sequential:
-        return [i for i in candidates if _is_ready(state, job, i)]
-    for serial in job.n_to_n:
-        other = state.jobs[serial].children
-        if other.counts[SUCCEEDED] < other.size:
-            candidates = [i for i in candidates if other.status[i] == SUCCEEDED]
-    return candidates
+    for reason, indexes in lost.items():
+        # What is lost may have failed in the meantime, with the child before it in a sequence.
+        yield from _failed(job, [i for i in indexes if job.children.status[i] == PENDING], reason)
+    yield from _released(job, waiting)
 
 
 def _released(job: JobRow, indexes: Sequence[int]) -> Iterator[AnyEvent]:
@@ -123,74 +96,77 @@ def _released(job: JobRow, indexes: Sequence[int]) -> Iterator[AnyEvent]:
         yield WorkReleased(job.serial, *run_fields(indexes))
 
 
-def _failed(job: JobRow, indexes: Sequence[int]) -> Iterator[AnyEvent]:
+def _failed(job: JobRow, indexes: Sequence[int], reason: str) -> Iterator[AnyEvent]:
     if len(indexes):
-        yield WorkFailed(job.serial, *run_fields(indexes), TEXT_DEPENDENCY_FAILED)
+        yield WorkFailed(job.serial, *run_fields(indexes), reason)
 
 
-def _children_ended(state: KernelState, job: JobRow, indexes: Sequence[int], *, succeeded: bool) -> Iterator[AnyEvent]:
+def _children_ended(state: KernelState, job: JobRow, indexes: Sequence[int], status: int) -> Iterator[AnyEvent]:
     """Children (or a single job) have ended: who waited for just these, and has the whole ended with them?"""
-    if job.sequential:
+    if job.sequential is not None:
         for i in indexes:
-            yield from _next_in_sequence(state, job, i + 1, succeeded=succeeded)
-    for serial, kind in job.dependents:
-        if kind is DependencyType.N_TO_N and serial in state.jobs:
-            yield from _matching_children(state, state.jobs[serial], indexes, succeeded=succeeded)
-    if job.child_dependents:
-        which = indexes if isinstance(indexes, range) else set(indexes)
-        for i, waiting in job.child_dependents.items():
-            for serial in [s for s in waiting if s in state.jobs] if i in which else ():
-                yield from _dependency_ended(state, state.jobs[serial], succeeded=succeeded)
+            yield from _next_in_sequence(state, job, i + 1, status)
+    for serial, n in list(job.dependents):
+        other = state.jobs[serial]
+        if other.depends_on[n].type is DependencyType.N_TO_N:
+            yield from _matching_children(state, other, n, indexes, status)
+    for serial, n in list(watchers(job, indexes)):
+        yield from _dependency_ended(state, state.jobs[serial], n, status)
     if job.size is None:
-        yield from _job_ended(state, job, succeeded=succeeded)
+        yield from _job_ended(state, job)
         return
     counts = job.children.counts
     if counts[SUCCEEDED] + counts[FAILED] == job.size and job.parent == PENDING:
         yield ParentEnded(job.serial, counts[FAILED] == 0)
 
 
-def _next_in_sequence(state: KernelState, job: JobRow, after: int, *, succeeded: bool) -> Iterator[AnyEvent]:
-    """SEQUENTIAL: success frees the next child, failure fails all that follow (DEP-8)."""
-    status = job.children.status
-    if after >= job.children.size or status[after] != PENDING:
+def _next_in_sequence(state: KernelState, job: JobRow, after: int, status: int) -> Iterator[AnyEvent]:
+    """SEQUENTIAL: the end that is waited for frees the next child, another fails all that follow (DEP-8)."""
+    statuses, on = job.children.status, job.sequential
+    if after >= job.children.size or statuses[after] != PENDING or on is None:
         return
-    if succeeded:
-        if not job.blockers and _is_ready(state, job, after):
+    if is_met(on, status):
+        if not job.blockers and is_ready(state, job, after):
             yield WorkReleased(job.serial, after, after + 1, None)
     else:
-        tail = status[after:]
+        tail = statuses[after:]
         stop = after + len(tail) - len(tail.lstrip(bytes((PENDING,))))
-        yield WorkFailed(job.serial, after, stop, None, TEXT_DEPENDENCY_FAILED)
+        yield WorkFailed(job.serial, after, stop, None, why_lost(on))
 
 
 def _matching_children(
-    state: KernelState, job: JobRow, indexes: Sequence[int], *, succeeded: bool
+    state: KernelState, job: JobRow, n: int, indexes: Sequence[int], status: int
 ) -> Iterator[AnyEvent]:
     """N_TO_N: the children of `job` with these indexes (DEP-7)."""
-    children = job.children
-    if children.counts[PENDING] == children.size:
+    children, on = job.children, job.depends_on[n].on
+    if children.counts[PENDING] == children.size and children.history is None:
         waiting = indexes
     else:
-        waiting = [i for i in indexes if children.status[i] == PENDING]
-    if not succeeded:
-        yield from _failed(job, waiting)
+        waiting = [i for i in indexes if children.status[i] == PENDING and not is_answered_for(job, n, i)]
+    if not is_met(on, status):
+        yield from _failed(job, waiting, why_lost(on))
     elif not job.blockers:
-        yield from _released(job, _ready(state, job, waiting))
+        yield from _released(job, ready(state, job, waiting))
 
 
-def _dependency_ended(state: KernelState, job: JobRow, *, succeeded: bool) -> Iterator[AnyEvent]:
+def _dependency_ended(state: KernelState, job: JobRow, n: int, status: int) -> Iterator[AnyEvent]:
     """A whole job, or one child, that all of `job` waits for has ended."""
-    waiting = job.children.with_status(PENDING)
-    if not succeeded:
-        yield from _failed(job, waiting)
-    elif not job.blockers:
-        yield from _released(job, _ready(state, job, waiting))
+    if job.ended:
+        return
+    on = job.depends_on[n].on
+    if is_answered(job, n):
+        if not job.blockers:
+            yield from _released(job, ready(state, job, job.children.with_status(PENDING)))
+    elif is_lost(on, status):
+        yield from _failed(job, job.children.with_status(PENDING), why_lost(on))
 
 
-def _job_ended(state: KernelState, job: JobRow, *, succeeded: bool) -> Iterator[AnyEvent]:
-    for serial, kind in job.dependents:
-        if kind is DependencyType.AFTER_SUCCESS and serial in state.jobs:
-            yield from _dependency_ended(state, state.jobs[serial], succeeded=succeeded)
+def _job_ended(state: KernelState, job: JobRow) -> Iterator[AnyEvent]:
+    status = status_of(job, None)
+    for serial, n in list(job.dependents):
+        other = state.jobs[serial]
+        if other.depends_on[n].type is not DependencyType.N_TO_N:
+            yield from _dependency_ended(state, other, n, status)
     queue = state.queues.get(job.queue)
     if queue is not None and queue.status is ResourceStatus.DELETING and not queue.unfinished:
         yield QueueDeleted(queue.name, True, None, None)

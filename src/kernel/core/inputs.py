@@ -12,6 +12,7 @@ from .model import (
     DependencyType,
     EnvironmentBody,
     ExitKind,
+    On,
     Overrides,
     QueueBody,
     ResourceState,
@@ -35,6 +36,7 @@ class DependencyRequest(Struct, frozen=True):
 
     type: DependencyType
     job: str | None = None
+    on: On = On.SUCCESS
 
 
 class SubmitJob(Request, frozen=True, kw_only=True):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from .model import DependencyType
+from .model import PLAIN
 from .snapshot import decode, encode
 from .state import MEMORY_UNCOUNTED, JobRow, KernelState
 from .states import FAILED, PENDING, RUNNABLE, RUNNING, STARTING, STATUSES, SUBMITTED, SUCCEEDED
+from .waits import is_answered, is_lost, is_met, status_of
 
 
 class InvariantBroken(AssertionError):
@@ -66,29 +67,23 @@ def _check_parent(job: JobRow) -> None:
 
 def _check_waiting(state: KernelState, job: JobRow) -> None:
     """A PENDING child waits for something; a RUNNABLE one for nothing, and it is in its lane."""
-    blockers = failed = 0
-    for dependency in job.depends_on:
-        if dependency.type is DependencyType.AFTER_SUCCESS and dependency.job in state.jobs:
-            other = state.jobs[dependency.job]
-            done = other.ended if dependency.index is None else other.children.status[dependency.index] >= SUCCEEDED
-            blockers += not done
-            last = other.status if dependency.index is None else STATUSES[other.children.status[dependency.index]]
-            failed += last == STATUSES[FAILED]
-    _require(
-        job.blockers == blockers, "blockers count the unfinished jobs waited for", job.serial, job.blockers, blockers
-    )
+    if not job.ended:
+        _check_blockers(state, job)
     for i in range(job.children.size):
         status = job.children.status[i]
         _require(status != SUBMITTED, "nothing stays SUBMITTED after a step", job.serial, i)
-        others = [state.jobs[serial].children.status[i] for serial in job.n_to_n if serial in state.jobs]
-        if job.sequential and i:
-            others.append(job.children.status[i - 1])
-        free = not blockers and not failed and all(s == SUCCEEDED for s in others)
+        asked = [
+            (on, state.jobs[serial].children.status[i])
+            for n, serial, on in job.n_to_n
+            if serial in state.jobs and not is_answered(job, n)
+        ]
+        if job.sequential is not None and i:
+            asked.append((job.sequential, job.children.status[i - 1]))
+        free = not job.blockers and all(is_met(on, other) for on, other in asked)
         if status == PENDING:
             _require(not free, "a PENDING child waits for something", job.serial, i)
-            _require(
-                not failed and FAILED not in others, "what depends on a FAILED job is FAILED (DEP-6)", job.serial, i
-            )
+            lost = any(is_lost(on, other) for on, other in asked)
+            _require(not lost, "what depends on a FAILED job is FAILED (DEP-6)", job.serial, i)
         elif status in (RUNNABLE, STARTING, RUNNING, SUCCEEDED):
             _require(free, "what may run waits for nothing (ST-3)", job.serial, i)
     queue = state.queues.get(job.queue)
@@ -96,6 +91,20 @@ def _check_waiting(state: KernelState, job: JobRow) -> None:
         lane = queue.lanes.get(job.shape)
         is_there = lane is not None and job.serial in lane.members
         _require(is_there or not job.room(1), "runnable work is in its lane", job.serial)
+
+
+def _check_blockers(state: KernelState, job: JobRow) -> None:
+    """Of an unfinished job: each entry has been answered, or waits for a job or child that goes on."""
+    blockers = 0
+    for n, dependency in enumerate(job.depends_on):
+        if dependency.type not in PLAIN or is_answered(job, n):
+            continue
+        ended = status_of(state.jobs[dependency.job], dependency.index) >= SUCCEEDED
+        waiting = job.children.counts[PENDING] + job.children.counts[RUNNABLE]
+        _require(not ended or not waiting, "what depends on a FAILED job is FAILED (DEP-6)", job.serial, n)
+        blockers += 1
+    rule = "blockers count what has not been answered"
+    _require(job.blockers == blockers, rule, job.serial, job.blockers, blockers)
 
 
 def _check_hosts(state: KernelState) -> None:

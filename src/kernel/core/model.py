@@ -17,6 +17,8 @@ TEXT_ATTEMPT_ENDED: Final = "Essential container in task exited"
 """The status reason of an ordinary end, whatever the exit code (contract ST-13)."""
 TEXT_TIMED_OUT: Final = "Job attempt duration exceeded timeout"
 TEXT_DEPENDENCY_FAILED: Final = "Dependent Job failed"
+TEXT_NOT_NEEDED: Final = "Dependent Job succeeded: not needed"
+"""Of what was to run after a failure only (beyond AWS)."""
 TEXT_CHILD_FAILED: Final = "Array Child Job failed"
 TEXT_QUEUE_DELETED: Final = "Job queue was deleted"
 TEXT_NOT_STARTED: Final = "Task failed to start"
@@ -84,9 +86,29 @@ class DependencyType(StrEnum):
     """How a job waits for another (contract DEP-2)."""
 
     AFTER_SUCCESS = "AFTER_SUCCESS"
-    """Until that whole job has SUCCEEDED: AWS's entry without a type."""
+    """Until that whole job, or child, has SUCCEEDED: AWS's entry without a type."""
+    AFTER_ANY = "AFTER_ANY"
+    """Beyond AWS: until it has ended, either way."""
+    AFTER_FAILURE = "AFTER_FAILURE"
+    """Beyond AWS: until it has FAILED."""
     N_TO_N = "N_TO_N"
     SEQUENTIAL = "SEQUENTIAL"
+
+
+class On(StrEnum):
+    """Which end of what is waited for is the one that counts. AWS knows success only."""
+
+    SUCCESS = "success"
+    ANY = "any"
+    FAILURE = "failure"
+
+
+PLAIN: Final = {
+    DependencyType.AFTER_SUCCESS: On.SUCCESS,
+    DependencyType.AFTER_ANY: On.ANY,
+    DependencyType.AFTER_FAILURE: On.FAILURE,
+}
+"""The types that wait for a whole job, or for one child of it."""
 
 
 class Dependency(Struct, frozen=True):
@@ -99,6 +121,7 @@ class Dependency(Struct, frozen=True):
     job: int = -1
     index: int | None = None
     job_id: str | None = None
+    on: On = On.SUCCESS
 
 
 class Shape(NamedTuple):

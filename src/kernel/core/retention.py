@@ -15,6 +15,7 @@ from .events import AnyEvent, ForgottenJob, JobsForgotten
 from .model import RETAIN_FAILED_MS, RETAIN_SUCCEEDED_MS, DependencyType
 from .state import JobRow, KernelState
 from .states import SUCCEEDED
+from .waits import unlink
 
 FORGOTTEN_MOST: Final = 1000
 """Jobs forgotten in one step; the rest follows in the next."""
@@ -79,6 +80,7 @@ def decide_forget(state: KernelState) -> Iterator[AnyEvent]:
 def forget(state: KernelState, serial: int) -> None:
     """Take a job out of every index."""
     job = state.jobs.pop(serial)
+    unlink(state, job)
     del state.ids[job.job_id]
     if job.token is not None and state.tokens.get(job.token) == serial:
         del state.tokens[job.token]

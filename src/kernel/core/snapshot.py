@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from .children import Cause, Children, History
-from .evolve import arm_timeouts, link
+from .evolve import arm_timeouts
 from .hosts import close_or_open
 from .model import (
     DefinitionBody,
@@ -39,6 +39,7 @@ from .state import (
     Stop,
 )
 from .states import RUNNABLE, RUNNING, STARTING, STATUSES
+from .waits import link, look
 
 SNAPSHOT_VERSION = 1
 
@@ -86,6 +87,7 @@ class _Job(Struct, array_like=True):
     reasons: list[Cause]
     history: list[memoryview] | None
     long: list[tuple[int, int]]
+    answered: int = 0
 
 
 class _Queue(Struct, array_like=True):
@@ -232,6 +234,7 @@ def _job(job: JobRow) -> _Job:
         children.reasons,
         None if history is None else _history(history),
         [] if history is None else sorted(history.long.items()),
+        job.answered,
     )  # fmt: skip
 
 
@@ -290,7 +293,7 @@ def _row(kept: _Job) -> JobRow:
     for name in (
         "touched_ms", "waiting_since_ms",
         "depends_on", "token", "principal", "request_id", "parent", "parent_stopped_ms", "cancelled",
-        "terminated",
+        "terminated", "answered",
     ):  # fmt: skip
         setattr(job, name, getattr(kept, name))
     job.stopping = {i: Stop(StopKind(kind), reason) for i, kind, reason in kept.stopping}
@@ -356,6 +359,7 @@ def _index(state: KernelState, job: JobRow) -> None:
         expect(state, job)
     else:
         refer(state, job)
+        look(state, job)
         name.unfinished[job.serial] = None
         state.unfinished += 1
         if queue is not None:

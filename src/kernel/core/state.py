@@ -14,9 +14,9 @@ from .children import Children
 from .model import (
     DefinitionBody,
     Dependency,
-    DependencyType,
     EnvironmentBody,
     JobSpec,
+    On,
     QueueBody,
     Quotas,
     ResourceStatus,
@@ -42,10 +42,10 @@ class JobRow:
     """One job: what was submitted, its columns, and who waits for it."""
 
     __slots__ = (
-        "blockers", "cancelled", "child_dependents", "children", "created_ms", "depends_on", "dependents", "gpus",
-        "job_id", "name", "n_to_n", "parent", "parent_stopped_ms", "principal", "queue", "referrers", "request_id",
-        "sequential", "serial", "shape", "size", "spec", "stopping", "terminated", "token", "touched_ms", "uncounted",
-        "flags", "lost", "parked", "waiting_since_ms",
+        "answered", "blockers", "cancelled", "child_dependents", "children", "created_ms", "depends_on", "dependents",
+        "gpus", "job_id", "name", "n_to_n", "parent", "parent_stopped_ms", "principal", "queue", "referrers",
+        "request_id", "sequential", "serial", "shape", "size", "spec", "stopping", "terminated", "token", "touched_ms",
+        "uncounted", "flags", "lost", "parked", "waiting_since_ms",
     )  # fmt: skip
 
     def __init__(
@@ -74,13 +74,19 @@ class JobRow:
         self.cancelled = False
         self.terminated = False
         self.blockers = 0
-        """How many whole jobs, or single children of others, it still waits for."""
+        """How many of its entries on whole jobs, or on single children of others, have not been answered."""
         self.referrers = 0
         """How many unfinished jobs name it in their `depends_on`, an entry counted once each."""
-        self.n_to_n: tuple[int, ...] = ()
-        self.sequential = False
-        self.dependents: list[tuple[int, DependencyType]] = []
-        self.child_dependents: dict[int, list[int]] = {}
+        self.answered = 0
+        """Bit n: entry n of `depends_on` has been answered, and is not asked again."""
+        self.n_to_n: tuple[tuple[int, int, On], ...] = ()
+        """(place in `depends_on`, job, which end) of each N_TO_N entry."""
+        self.sequential: On | None = None
+        """After which end of a child the next one goes on; None: they do not wait for each other."""
+        self.dependents: dict[tuple[int, int], None] = {}
+        """(job, place in its `depends_on`) of each entry that names this job as a whole, or N_TO_N."""
+        self.child_dependents: dict[int, dict[tuple[int, int], None]] = {}
+        """The same by child, for those that name one."""
         self.stopping: dict[int, Stop] = {}
         self.gpus: dict[int, tuple[int, ...]] = {}
         self.uncounted: dict[int, int] = {}
@@ -119,10 +125,6 @@ class JobRow:
         if not children.counts[RUNNING]:
             return list(children.with_status(STARTING))
         return sorted([*children.with_status(STARTING), *children.with_status(RUNNING)])
-
-    def is_ready(self, index: int) -> bool:
-        """Whether this child waits for no other child any more; whole-job blockers are not looked at."""
-        return not self.sequential or index == 0 or self.children.status[index - 1] == SUCCEEDED
 
 
 class Lane:

@@ -10,7 +10,7 @@ from .container import IMAGE_COMMAND, check_whole
 from .errors import Conflict, InvalidValue, NotFound, QuotaExceeded
 from .events import JobSubmitted
 from .inputs import DependencyRequest, SubmitJob
-from .model import DefinitionBody, Dependency, DependencyType, JobSpec, ResourceState, ResourceStatus
+from .model import PLAIN, DefinitionBody, Dependency, DependencyType, JobSpec, On, ResourceState, ResourceStatus
 from .state import DefinitionRow, JobRow, KernelState, QueueRow
 
 REVISION_DIGITS_MAX = 9
@@ -151,7 +151,10 @@ def _dependency(state: KernelState, field: str, entry: DependencyRequest, size: 
             raise InvalidValue(field, "SEQUENTIAL", "only an array job can be SEQUENTIAL; give array_size")
         if entry.job is not None:
             raise InvalidValue(field, entry.job, "SEQUENTIAL orders the job's own children and names no other job")
-        return Dependency(DependencyType.SEQUENTIAL)
+        if entry.on is On.FAILURE:
+            allowed = "a SEQUENTIAL goes on after 'success', or after 'any' end of the child before"
+            raise InvalidValue(f"{field}.on", entry.on.value, allowed)
+        return Dependency(DependencyType.SEQUENTIAL, on=entry.on)
     if entry.job is None:
         raise InvalidValue(field, None, "an entry names a job: an id, a handle, or a job's name")
     job, index = find_job(state, entry.job, field)
@@ -163,7 +166,7 @@ def _dependency(state: KernelState, field: str, entry: DependencyRequest, size: 
         if job.size != size:
             allowed = f"both arrays have one size; {job.name!r} has {job.size} children and this job {size}"
             raise InvalidValue(field, entry.job, allowed)
-    return Dependency(entry.type, job.serial, index, job.job_id)
+    return Dependency(entry.type, job.serial, index, job.job_id, PLAIN.get(entry.type, entry.on))
 
 
 def find_job(state: KernelState, reference: str, field: str = "job") -> tuple[JobRow, int | None]:
