@@ -91,7 +91,7 @@ async def test_apply_takes_an_image() -> None:
         await kernel.apply({"definitions": {"d": {"image": "busybox", "container": {"user": "nobody"}}}})
         (found,) = await kernel.describe_job_definitions()
         assert found.container == ContainerSpec(image="busybox", user="nobody")
-        with pytest.raises(anybatch.InvalidValue, match=r"definitions\.d\.container\.usr"):
+        with pytest.raises(anybatch.ConfigError, match=r"definitions\.d\.container\.usr"):
             await kernel.apply({"definitions": {"d": {"image": "busybox", "container": {"usr": "nobody"}}}})
 
 
