@@ -50,6 +50,7 @@ from anybatch.kernel.core.model import (
 )
 from anybatch.kernel.core.states import JobStatus
 from anybatch.kernel.handles import JobHandle
+from anybatch.kernel.journal_reader import JournalReader, read_journal
 from anybatch.kernel.journal_types import JournalLoss
 from anybatch.kernel.kernel import Kernel, RunResult
 from anybatch.kernel.registry import PluginInfo, list_plugins
@@ -105,6 +106,7 @@ __all__ = [
     "JournalError",
     "JournalLocked",
     "JournalLoss",
+    "JournalReader",
     "Kernel",
     "KernelBug",
     "KernelClosed",
@@ -134,5 +136,6 @@ __all__ = [
     "list_plugins",
     "load_config",
     "n_to_n",
+    "read_journal",
     "sequential",
 ]

@@ -11,7 +11,7 @@ from typing import TextIO
 
 import structlog
 
-from . import check, journal, plugins, run
+from . import actions, check, jobs, journal, plugins, resources, run, serve, streams, submit
 from .console import silence
 from .runner import ENGINE_FAILED
 
@@ -21,6 +21,11 @@ examples:
   anybatch run -a 100 -- ./work.sh      run a command 100 times, as an array
   anybatch check pipeline.toml          say what a file would do, without doing it
   anybatch journal backup batch.db b.db a copy of a journal, also while a kernel runs
+  anybatch serve                        keep a kernel running, for other processes
+  anybatch submit -- ./work.sh          queue a job on it
+  anybatch ps                           how jobs stand: of a `serve` or of a `run`, from a second terminal
+  anybatch logs -f JOB                  what a job writes
+  anybatch explain JOB                  why it waits, or why it failed
   anybatch plugins                      what is installed
 
 `anybatch COMMAND --help` tells more.
@@ -39,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parser.parse_args(words)
     except SystemExit as e:  # argparse has said why
         return e.code if isinstance(e.code, int) else 2
-    if command is not None and options.main is not run.main:
-        sys.stderr.write(f"anybatch: only run takes a command after --: {' '.join(command)}\n")
+    if command is not None and options.main not in (run.main, submit.main):
+        sys.stderr.write(f"anybatch: only run and submit take a command after --: {' '.join(command)}\n")
         return 2
     options.command = command
     _log_to_stderr()
@@ -70,6 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_parser(commands)
     check.add_parser(commands)
     journal.add_parser(commands)
+    serve.add_parser(commands)
+    submit.add_parser(commands)
+    jobs.add_parsers(commands)
+    streams.add_parsers(commands)
+    actions.add_parsers(commands)
+    resources.add_parsers(commands)
     plugins.add_parser(commands)
     return parser
 

@@ -19,15 +19,29 @@ class EngineFailure(Exception):
     """The run cannot go on, and no job is to blame."""
 
 
+def state_folder() -> Path:
+    """The user's folder for what anybatch keeps."""
+    state = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state") / "anybatch"
+
+
+def runs_folder() -> Path:
+    """Where runs keep their journals, each in a folder of its own."""
+    return state_folder() / "runs"
+
+
+def serve_journal() -> Path:
+    """Where `anybatch serve` keeps its journal, unless told otherwise."""
+    return state_folder() / "batch.db"
+
+
 def new_journal(plan: Plan) -> Path:
     """A new place in the user's state folder."""
-    state = os.environ.get("XDG_STATE_HOME", "")
-    parent = Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state"
     label = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(plan.config.source).stem if plan.config.source else plan.config.name)[
         :60
     ]
     folder = f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-    return parent / "anybatch" / "runs" / folder / "batch.db"
+    return runs_folder() / folder / "batch.db"
 
 
 def _kept_path(journal: Path) -> Path:

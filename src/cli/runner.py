@@ -113,7 +113,7 @@ class Run:
             "process": lambda: ProcessBackend(base_environment=environment, workdir=folder, agent_idle_ms=AGENT_IDLE_MS)
         }
         arguments = self._plan.config.kernel_arguments()
-        kernel = anybatch.Kernel(self._journal, backends=backends, on_close="stop", **arguments)
+        kernel = anybatch.Kernel(self._journal, backends=backends, on_close="stop", control=True, **arguments)
         ticker: asyncio.Task[None] | None = None
         try:
             async with kernel:

@@ -158,10 +158,14 @@ class FileJournal:
             make(self.path)
 
     def _open(self) -> None:
-        db = self._db
         # What a kernel left that was not closed is written anew and synced, whatever became of its own syncs.
-        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        add_tables(db)
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        add_tables(self._db)
+        self._look()
+
+    def _look(self) -> None:
+        """See what is there."""
+        db = self._db
         row = db.execute("SELECT first, count FROM log ORDER BY first DESC LIMIT 1").fetchone()
         self._snapshot_bytes = 0
         self._snapshots = self._readable_snapshots()

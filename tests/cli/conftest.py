@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
+from anybatch.cli import main
 
 ANYBATCH = [sys.executable, "-m", "anybatch"]
 
@@ -89,6 +94,88 @@ class Cli:
         path = self.folder / name
         os.mkfifo(path)
         return path
+
+
+@contextmanager
+def serving(cli: Cli, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """`anybatch serve`, from when it is ready; it is told to end afterwards, and has to end in order."""
+    reader, writer = os.pipe()
+    process = cli.popen("serve", *arguments, "--ready-fd", str(writer), pass_fds=[writer], stderr=subprocess.STDOUT)
+    os.close(writer)
+    with os.fdopen(reader) as ready, process:
+        try:
+            assert ready.readline() == "ready\n", process.communicate()[0]
+            yield process
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(60) == 0
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+class Quick(Cli):
+    """The same, but commands are carried out in this process: a tenth of the time. `running` is as it was."""
+
+    def __call__(self, *arguments: str, **changes: Any) -> Done:
+        assert not changes
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.chdir(self.folder),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            for name, value in self.environment.items():
+                patch.setenv(name, value)
+            try:
+                status = main(arguments)
+            finally:
+                structlog.reset_defaults()
+        texts = []
+        for stream in (out, err):
+            stream.flush()
+            assert isinstance(stream.buffer, io.BytesIO)
+            texts.append(stream.buffer.getvalue().decode())
+        return Done(status, *texts)
+
+
+LOCAL = """
+[environments.local]
+backend = "process"
+max_vcpus = 2
+
+[queues.default]
+priority = 1
+compute_environments = ["local"]
+"""
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Quick:
+    (tmp_path / "work").mkdir()
+    return Quick(tmp_path / "work", tmp_path / "state")
+
+
+Serve = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
+
+
+@pytest.fixture
+def serve(quick: Quick) -> Serve:
+    """Runs `anybatch serve` with these arguments, in a `with`."""
+    quick.write("anybatch.toml", LOCAL)
+    return functools.partial(serving, quick)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quick]:
+    """Commands that find a kernel, which runs for all tests of a file: with one queue, on local processes."""
+    place = tmp_path_factory.mktemp("served")
+    (place / "work").mkdir()
+    quick = Quick(place / "work", place / "state")
+    quick.write("anybatch.toml", LOCAL)
+    with serving(quick, "--config", "anybatch.toml", "--on-close", "stop"):
+        yield quick
 
 
 def finish(process: subprocess.Popen[str]) -> Done:

@@ -94,10 +94,11 @@ def find_socket(path: Path) -> Path:
     with contextlib.suppress(OSError):
         if stat.S_ISSOCK(path.stat().st_mode):
             return path
-    record = read_record(path)
+    record, held = read_record(path), holder(path)
     if record is not None:
+        if held is None:
+            raise NotRunning(f"no kernel runs on {path}: the last one, process {record.pid}, was killed")
         return Path(record.socket)
-    held = holder(path)
     if held is not None:
         text = f"the kernel on {path} has no control socket: it was opened without Kernel(path, control=True) ({held})"
         raise NotRunning(text)

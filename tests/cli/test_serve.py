@@ -1,0 +1,132 @@
+"""`anybatch serve`: readiness, signals, and what becomes of it when something is wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from anybatch.kernel.control import client
+
+if TYPE_CHECKING:
+    from .conftest import Quick, Serve
+
+
+def until(condition: object) -> None:
+    end = time.monotonic() + 60
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.05)
+
+
+def end(process: subprocess.Popen[str]) -> str:
+    """Its output, when it has been told to end and has done so in order."""
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, out
+    return out
+
+
+def test_it_says_when_it_is_ready_and_ends_in_order(quick: Quick, serve: Serve, tmp_path: Path) -> None:
+    with serve("--config", "anybatch.toml") as process:
+        journal = tmp_path / "state" / "anybatch" / "batch.db"
+        (environment,) = quick("environments", "--json").expect(0).json
+        assert environment["name"] == "local"
+        out = end(process)
+    assert out.startswith("created environments.local\ncreated queues.default\nconfiguration applied; 0 entries")
+    assert f"\nready: journal {journal}, control socket " in out
+    assert out.endswith("ending: attempts of local processes go on, and are found again at the next start\n")
+    assert sorted(path.name for path in journal.parent.iterdir()) == ["batch.db", "batch.db.d"]
+
+
+def test_sighup_applies_the_configuration_again(quick: Quick, serve: Serve) -> None:
+    with serve("--config", "anybatch.toml") as process:
+        text = (quick.folder / "anybatch.toml").read_text()
+        quick.write("anybatch.toml", text.replace("priority = 1", "priority = 7"))
+        process.send_signal(signal.SIGHUP)
+        until(lambda: quick("queues", "--json").json[0]["priority"] == 7)
+        quick.write("anybatch.toml", text.replace("priority = 1", "priority = -1\ncolour = 3"))
+        process.send_signal(signal.SIGHUP)
+        until(lambda: quick("queues", "--json").status == 0)
+        quick.write("anybatch.toml", text.replace("priority = 1", "priority = 8"))
+        process.send_signal(signal.SIGHUP)
+        until(lambda: quick("queues", "--json").json[0]["priority"] != 7)
+        assert quick("queues", "--json").json[0]["priority"] == 8
+        assert "updated queues.default\n" in end(process)
+
+
+def test_systemd_is_told(quick: Quick, serve: Serve, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        address = tmp_path / "notify"
+        listener.bind(str(address))
+        listener.settimeout(60)
+        quick.environment["NOTIFY_SOCKET"] = str(address)
+        with serve("--config", "anybatch.toml") as process:
+            ready = listener.recv(4096).decode().splitlines()
+            assert ready[:2] == ["READY=1", f"MAINPID={process.pid}"]
+            process.send_signal(signal.SIGHUP)
+            assert [listener.recv(4096), listener.recv(4096)] == [b"RELOADING=1", b"READY=1"]
+            end(process)
+        assert listener.recv(4096) == b"STOPPING=1"
+
+
+def test_a_drain_waits_for_what_runs_unless_it_is_told_twice(quick: Quick, serve: Serve, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    with serve("--config", "anybatch.toml", "--on-close", "drain") as process:
+        quick("submit", "--name", "long", "--", "sh", "-c", f": > '{begun}'; exec sleep 600").expect(0)
+        until(begun.exists)
+        process.send_signal(signal.SIGTERM)
+        until(lambda: quick("submit", "--name", "late", "--", "true").status == 0)
+        assert quick("explain", "--json", "late").json[0]["code"] == "KERNEL_CLOSING"
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, out
+    assert "what runs is no longer waited for" in out
+    with serve("--on-close", "stop"):
+        assert [job["status"] for job in quick("ps", "--json").json] != []
+        quick("terminate", "--wait", "long").expect(0)
+
+
+def test_what_cannot_be_is_said_and_ends_it(quick: Quick, serve: Serve) -> None:
+    quick.write("bad.toml", "[queues.q]\npriority = 'high'\ncompute_environments = []\n")
+    done = quick("serve", "--config", "bad.toml").expect(2)
+    assert "bad.toml:2: queues.q.priority" in done.err
+    assert quick("serve", "--config", "none.toml").expect(2).err != ""
+    quick.write("text.db", "something else")
+    assert "not a journal of anybatch" in quick("serve", "--journal", "text.db").expect(3).err
+    assert "a socket's path has at most 99 bytes" in quick("serve", "--socket", "x" * 120).expect(2).err
+    quick.write("file.sock", "")
+    assert "something else is there" in quick("serve", "--socket", "file.sock").expect(3).err
+    with serve("--config", "anybatch.toml", "--socket", "here.sock") as process:
+        assert stat.S_IMODE(os.stat(quick.folder / "here.sock").st_mode) == 0o600
+        assert f"held by another kernel: process {process.pid} on " in quick("serve").expect(3).err
+        other = quick("serve", "--journal", "other.db", "--socket", "here.sock").expect(3)
+        assert "is another process's, which listens there" in other.err
+        assert quick("ps", "--journal", "here.sock").status == 0
+    assert not (quick.folder / "here.sock").exists()
+
+
+def test_a_kernel_that_hangs_is_not_waited_for_for_ever(
+    quick: Quick, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "CONNECT_S_MAX", 0.5)
+    with serve("--config", "anybatch.toml") as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        assert "has not said that it is a kernel" in quick("ps").expect(3).err
+        os.kill(process.pid, signal.SIGCONT)
+        monkeypatch.undo()
+        assert quick("ps").status == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_both_signals_end_it(serve: Serve, number: signal.Signals) -> None:
+    with serve() as process:
+        process.send_signal(number)
+        assert process.wait(60) == 0
