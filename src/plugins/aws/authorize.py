@@ -14,8 +14,9 @@ from typing import Any, Final
 from anybatch import NotFound, RequestError, TaggedKind
 from msgspec import Struct
 
+from .api import Api
 from .arns import JOB_ID, Place, job_id, parse_arn, resource_name
-from .call import Api, Call
+from .call import Call
 from .conditions import Context
 from .errors import ApiError, denied
 from .policy import Resource, is_allowed, is_denied
@@ -44,7 +45,7 @@ async def authorize(api: Api, call: Call, operation: str, request: Any) -> None:
     Raises:
         ApiError: 403, with the action and the resource that is not allowed.
     """
-    if call.principal.is_unrestricted:
+    if call.principal.is_unrestricted or operation in CHECKED_BY_THEMSELVES:
         return
     needs = NEEDS.get(operation)
     for need in await needs(api, call.place, request) if needs is not None else [Need(f"batch:{operation}")]:
@@ -291,6 +292,11 @@ async def _each_by_itself(api: Api, place: Place, request: Any) -> list[Need]:
     return []
 
 
+CHECKED_BY_THEMSELVES: Final = frozenset((
+    "DescribeLogGroups", "DescribeLogStreams", "GetLogEvents", "FilterLogEvents",
+    "ListClusters", "DescribeClusters", "ListContainerInstances", "DescribeContainerInstances",
+))  # fmt: skip
+"""Operations of CloudWatch Logs and ECS, whose modules say what they need."""
 NEEDS: Final[Mapping[str, Needs]] = {
     "SubmitJob": _submit,
     "CancelJob": _stop("batch:CancelJob"),

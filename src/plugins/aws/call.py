@@ -1,4 +1,4 @@
-"""What a handler gets beside the request: the kernel, the settings, and whose call it is."""
+"""Whose call it is, and what all handlers need: times, pages, what is kept with things."""
 
 from __future__ import annotations
 
@@ -9,19 +9,14 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from anybatch import Kernel, NotFound
 from msgspec import Struct
 
 from .arns import Place
-from .containers import Compiled, compile_definition
 from .errors import refused
 from .identity import NOBODY, Principal
-from .settings import AwsSettings
 
 PAGE_MAX: Final = 100
 """Entries in a page of all lists but ListJobs (contract 9.3)."""
-COMPILED_MAX: Final = 10_000
-"""Revisions of definitions that are held ready; beyond that all are dropped and made again when needed."""
 
 
 class Call(Struct):
@@ -39,40 +34,6 @@ class Call(Struct):
     def ignores(self, *members: str) -> None:
         """Note that these have no effect here."""
         self.ignored += (member for member in members if member not in self.ignored)
-
-
-class Api:
-    """What all handlers share."""
-
-    def __init__(self, kernel: Kernel, settings: AwsSettings) -> None:
-        self.kernel = kernel
-        self.settings = settings
-        self._compiled: dict[str, Compiled] = {}
-
-    async def compiled(self, reference: str) -> Compiled:
-        """A definition, by `name:revision` or by name for its newest ACTIVE revision.
-
-        Raises:
-            NotFound: there is none.
-        """
-        if ":" in reference and reference in self._compiled:
-            return self._compiled[reference]
-        detail = await self.kernel.describe_job_definition(reference)
-        found = self._compiled.get(detail.reference)
-        if found is None:
-            if len(self._compiled) >= COMPILED_MAX:
-                self._compiled.clear()
-            found = self._compiled[detail.reference] = compile_definition(detail)
-        return found
-
-    async def find_compiled(self, reference: str | None) -> Compiled | None:
-        """The same, or None."""
-        if reference is None:
-            return None
-        try:
-            return await self.compiled(reference)
-        except NotFound:
-            return None
 
 
 def aws_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:

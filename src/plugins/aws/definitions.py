@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from anybatch import DefinitionDetail, NotFound
 
+from .api import Api
 from .arns import Place, resource_name
-from .call import Api, Call, check_ids, make_token, page_size, read_text_token
+from .call import Call, check_ids, make_token, page_size, read_text_token
 from .checks import check_container, check_registration, check_tags, check_task, check_timeout
 from .containers import (
     NO_COMMAND,

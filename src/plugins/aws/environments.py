@@ -8,8 +8,9 @@ from uuid import NAMESPACE_URL, uuid5
 
 from anybatch import EnvironmentDetail, InvalidValue, NotFound, PluginError
 
+from .api import Api
 from .arns import Place, resource_name
-from .call import Api, Call, aws_metadata, check_ids, make_token, page_size, read_text_token, take_page
+from .call import Call, aws_metadata, check_ids, make_token, page_size, read_text_token, take_page
 from .checks import check_name, check_tags
 from .errors import refused, unsupported
 from .job_shapes import cluster_name

@@ -13,8 +13,8 @@ from typing import Any, Final, Self
 from aiohttp import web
 from anybatch import InvalidValue, Kernel
 
+from .api import Api
 from .authenticate import LOCAL_NAMES
-from .call import Api
 from .identity import Credentials, Identity
 from .server import Server
 from .settings import BODY_BYTES_MAX, DEFAULT_REGION, IDLE_S_MAX, AwsSettings, check_settings

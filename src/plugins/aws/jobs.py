@@ -7,9 +7,10 @@ from typing import Any, Final
 
 from anybatch import JobSummary, NotFound, RequestError
 
+from .api import Api
 from .arns import JOB_ID, NODE_ID, job_id, resource_name
 from .authorize import Need, check, job_resource
-from .call import Api, Call, check_ids, make_token, page_size, read_number_token, to_ms
+from .call import Call, check_ids, make_token, page_size, read_number_token, to_ms
 from .checks import STATUSES
 from .errors import ApiError, refused, translate
 from .job_shapes import LISTED_BY_DEFAULT, job_shape, summary_shape

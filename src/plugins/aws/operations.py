@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from . import definitions, environments, jobs, queues, requests, submit, tags
-from .call import Api, Call
+from . import cloudwatch, definitions, ecs, environments, jobs, queues, requests, submit, tags
+from .api import Api
+from .call import Call
 from .shape import Shape
 
 Handler = Callable[[Api, Call, Any], Awaitable[dict[str, Any]]]
@@ -82,5 +83,20 @@ POSTED: Final = {
 }
 """By path; all are POST (W-2)."""
 TAGS_PATH: Final = "/v1/tags/"
-TARGETS: Final[dict[str, tuple[str, Operation]]] = {}
+LOGS: Final = (
+    Operation("DescribeLogGroups", cloudwatch.DescribeLogGroupsRequest, cloudwatch.describe_log_groups),
+    Operation("DescribeLogStreams", cloudwatch.DescribeLogStreamsRequest, cloudwatch.describe_log_streams),
+    Operation("GetLogEvents", cloudwatch.GetLogEventsRequest, cloudwatch.get_log_events),
+    Operation("FilterLogEvents", cloudwatch.FilterLogEventsRequest, cloudwatch.filter_log_events),
+)
+ECS: Final = (
+    Operation("ListClusters", ecs.ListClustersRequest, ecs.list_clusters),
+    Operation("DescribeClusters", ecs.DescribeClustersRequest, ecs.describe_clusters),
+    Operation("ListContainerInstances", ecs.ListContainerInstancesRequest, ecs.list_container_instances),
+    Operation("DescribeContainerInstances", ecs.DescribeContainerInstancesRequest, ecs.describe_container_instances),
+)
+TARGETS: Final[dict[str, tuple[str, Operation]]] = {
+    **{f"Logs_20140328.{operation.name}": ("logs", operation) for operation in LOGS},
+    **{f"AmazonEC2ContainerServiceV20141113.{operation.name}": ("ecs", operation) for operation in ECS},
+}
 """By the header `X-Amz-Target`: the service that a call is signed for, and the operation."""

@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from anybatch import EnvironmentDetail, NotFound, QueueDetail
 
+from .api import Api
 from .arns import Place, resource_name
-from .call import Api, Call, aws_metadata, check_ids, make_token, page_size, read_text_token, take_page
+from .call import Call, aws_metadata, check_ids, make_token, page_size, read_text_token, take_page
 from .checks import check_name, check_tags
 from .errors import refused, unsupported
 from .requests import (

@@ -18,10 +18,11 @@ from aiohttp import web
 from anybatch import KernelClosed, RequestError
 
 from . import sts
+from .api import Api
 from .arns import Place
 from .authenticate import FORM_TYPE, authenticate, check_source
 from .authorize import authorize
-from .call import Api, Call
+from .call import Call
 from .errors import ApiError, refused, translate, unsupported
 from .identity import Identity
 from .operations import POSTED, TAG_OPERATIONS, TAGS_PATH, TARGETS, Operation

@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from anybatch import SEQUENTIAL, NotFound, QueueDetail, n_to_n
 
+from .api import Api
 from .arns import JOB_ID, job_id, resource_name
-from .call import Api, Call, aws_metadata
+from .call import Call, aws_metadata
 from .checks import (
     JOB_NAME,
     check_command,

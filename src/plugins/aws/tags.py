@@ -6,8 +6,9 @@ from typing import Any, Final
 
 from anybatch import NotFound, TaggedKind
 
+from .api import Api
 from .arns import parse_arn
-from .call import Api, Call
+from .call import Call
 from .checks import check_tags
 from .errors import refused, unsupported
 from .requests import ListTagsForResourceRequest, TagResourceRequest, UntagResourceRequest
