@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import hypothesis
 import pytest
@@ -16,6 +17,12 @@ hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, deran
 hypothesis.settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=5_000)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci" if IN_CI else "default")
 hypothesis.settings.load_profile(PROFILE)
+
+
+def pytest_configure() -> None:
+    # A shell that runs something in the background has it ignore Ctrl-C, and so would all that tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
