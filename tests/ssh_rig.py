@@ -68,9 +68,14 @@ class Sshd:
         self.client_key = client_key
         self.host_key = keygen(self.folder / "host_key")
         shutil.copy(client_key.with_suffix(".pub"), self.folder / "authorized_keys")
-        self.port = free_port(address)
+        self.port = self.choose_port()
         self.config = config
         self.process: subprocess.Popen[bytes] | None = None
+
+    def choose_port(self) -> int:
+        with socket.socket() as sock:
+            sock.bind((self.address, 0))
+            return int(sock.getsockname()[1])
 
     def start(self) -> None:
         """Start sshd, and wait until it answers."""
@@ -114,8 +119,9 @@ class Machine(Sshd):
     """A host in namespaces of its own, with a cable that can be cut."""
 
     def __init__(
-        self, folder: Path, name: str, number: int, client_key: Path, *, shell: str | None = None, **config: str
-    ) -> None:
+        self, folder: Path, name: str, number: int, client_key: Path, *, shell: str | None = None,
+        tmpfs: str | None = None, tmpfs_size: str = "1m", **config: str,
+    ) -> None:  # fmt: skip
         subnet = (os.getpid() * 7 + number) % SUBNETS
         base = (10 << 24) + (64 << 16) + 4 * subnet
         self.near, address = (socket.inet_ntoa((base + n).to_bytes(4, "big")) for n in (1, 2))
@@ -134,8 +140,10 @@ class Machine(Sshd):
                 self.remove()
                 pytest.skip(NEEDS_NAMESPACE)
         super().__init__(folder, name, address, client_key, **config)
-        self.port = 22
-        self.shell = shell
+        self.shell, self.tmpfs, self.tmpfs_size = shell, tmpfs, tmpfs_size
+
+    def choose_port(self) -> int:
+        return 22
 
     def command(self) -> list[str]:
         (self.folder / "tmp").mkdir(exist_ok=True)
@@ -148,6 +156,8 @@ class Machine(Sshd):
             ]
             (self.folder / "passwd").write_text(line + "".join(others))
             lines.append(f"mount --bind {self.folder}/passwd /etc/passwd")
+        if self.tmpfs is not None:
+            lines.append(f"mount -t tmpfs -o size={self.tmpfs_size},mode=0700 tmpfs {self.tmpfs}")
         lines.append("exec " + " ".join(super().command()))
         inside = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "sh", "-c", "; ".join(lines)]
         return ["ip", "netns", "exec", self.namespace, *inside]
@@ -166,12 +176,6 @@ class Machine(Sshd):
     def remove(self) -> None:
         subprocess.run(["ip", "link", "del", self.cable], capture_output=True)
         subprocess.run(["ip", "netns", "del", self.namespace], capture_output=True)
-
-
-def free_port(address: str) -> int:
-    with socket.socket() as sock:
-        sock.bind((address, 0))
-        return int(sock.getsockname()[1])
 
 
 def descendants(pid: int) -> list[int]:
@@ -205,9 +209,9 @@ class Lab:
         host.start()
         return host
 
-    def machine(self, name: str, *, shell: str | None = None, **config: str) -> Machine:
+    def machine(self, name: str, **more: Any) -> Machine:
         """Start a host in namespaces of its own."""
-        host = Machine(self.folder, name, len(self.hosts), self.client_key, shell=shell, **config)
+        host = Machine(self.folder, name, len(self.hosts), self.client_key, **more)
         self.hosts[name] = host
         host.start()
         return host

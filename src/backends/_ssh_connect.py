@@ -165,14 +165,14 @@ async def _connect(
         raise HostError(_key_text(spec, where, client.shown, known, source, error), lasting=True) from None
     except asyncssh.PermissionDenied as error:
         raise HostError(_denied(target, where, spec, options, error), lasting=True) from None
-    except asyncssh.KeyEncryptionError as error:
+    except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
+        if not isinstance(error, asyncssh.KeyEncryptionError) and "passphrase" not in str(error).lower():
+            raise HostError(f"a private key for {where} cannot be used: {error}", lasting=True) from None
         raise HostError(
             f"a private key for {where} is protected by a passphrase ({error}): add it to an SSH agent (ssh-add), "
             "which is asked through SSH_AUTH_SOCK",
             lasting=True,
         ) from None
-    except (asyncssh.KeyImportError, asyncssh.ConfigParseError) as error:
-        raise HostError(f"a key or the configuration for {where} cannot be used: {error}", lasting=True) from None
     except TimeoutError:
         raise HostError(f"{where} does not answer within {options.connect_timeout:g} s") from None
     except (asyncssh.Error, OSError, ValueError) as error:

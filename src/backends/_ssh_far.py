@@ -11,7 +11,7 @@ the word that it was started with, since what a login shell prints may come befo
                  read   file (a number), path, at, most -> {"size", "at"} and so many bytes (a hole is passed over)
                  done   file -> {}
                  forget jobs -> {}
-                 folder job -> {"path"}: the job's working directory, made
+                 folder job, empty -> {"path"}: the job's working directory, made (with "empty": anew)
                  mark   job, ask -> {"marked": whether its files are here}; unless "ask" they are from now on
                  changed job -> {"path", "files": [[name, size, mtime in ns]], "folders": [name]}: what is new
                  fetched job -> {}: now it has what `changed` told
@@ -407,6 +407,9 @@ def serve_files(state: str) -> None:
             elif op == "mark":
                 answer({"marked": mark(about, state)})
             elif op == "folder":
+                path = job_folder(about, state)
+                if about["empty"]:  # what a connection that was lost has left is begun anew
+                    shutil.rmtree(path, ignore_errors=True)
                 answer({"path": job_folder(about, state)})
             elif op == "changed":
                 folder = job_folder(about, state)

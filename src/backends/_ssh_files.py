@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
@@ -287,7 +287,7 @@ class HostFiles:
         try:
             found, _ = await self.ask({"op": "mark", "job": job_id, "ask": True})
             if not found["marked"]:
-                folder, _ = await self.ask({"op": "folder", "job": job_id})
+                folder, _ = await self.ask({"op": "folder", "job": job_id, "empty": True})
                 await self._put(self._local[job_id], str(folder["path"]))
                 await self.ask({"op": "mark", "job": job_id, "ask": False})
         except (FarError, asyncssh.SFTPError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
@@ -309,17 +309,26 @@ class HostFiles:
             )  # fmt: skip
 
     async def _put(self, local: Path, remote: str) -> None:
-        names = await anyio.to_thread.run_sync(os.listdir, local)
-        if names:
-            sftp = await self._sftp_client()
-            self._busy += 1
-            try:
-                await sftp.put(
-                    [str(local / name) for name in sorted(names)], remote, preserve=True, recurse=True,
-                    follow_symlinks=False,
-                )  # fmt: skip
-            finally:
-                self._rest()
+        """Copy what is below a folder: plain files with their modes and times, folders, and links as they are."""
+        folders, files, links = await anyio.to_thread.run_sync(_below, local)
+        if not folders and not files and not links:
+            return
+        sftp = await self._sftp_client()
+        limit = asyncio.Semaphore(COPIES_MAX)
+
+        async def put(name: str) -> None:
+            async with limit:
+                await sftp.put(str(local / name), f"{remote}/{name}", preserve=True)
+
+        self._busy += 1
+        try:
+            for name in folders:
+                await sftp.mkdir(f"{remote}/{name}")
+            await _all([put(name) for name in files])
+            for name in links:
+                await sftp.symlink(os.readlink(local / name), f"{remote}/{name}")
+        finally:
+            self._rest()
 
     # -- working directories: fetching -------------------------------------------------------------------
 
@@ -380,7 +389,7 @@ class HostFiles:
         limit = asyncio.Semaphore(COPIES_MAX)
         self._busy += 1
         try:
-            await asyncio.gather(*(self._get_one(sftp, limit, f"{remote}/{one[0]}", local / one[0]) for one in files))
+            await _all([self._get_one(sftp, limit, f"{remote}/{one[0]}", local / one[0]) for one in files])
         finally:
             self._rest()
 
@@ -420,6 +429,39 @@ async def start_sftp(connection: asyncssh.SSHClientConnection, path: str, python
     if "utf8_decode_errors" in inspect.signature(start).parameters:
         given["utf8_decode_errors"] = "surrogateescape"
     return await start(conn=connection, loop=asyncio.get_running_loop(), reader=reader, writer=writer, **given)
+
+
+async def _all(copies: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Return once all are done; once one has failed the others are cancelled."""
+    tasks = [asyncio.ensure_future(one) for one in copies]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _below(top: Path) -> tuple[list[str], list[str], list[str]]:
+    """Folders (those above first), plain files and links below a folder, by their names from there."""
+    folders: list[str] = []
+    files: list[str] = []
+    links: list[str] = []
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for path, names, others in os.walk(top, onerror=fail):
+        base = Path(path).relative_to(top)
+        for name in (*names, *others):
+            full, there = str(base / name), Path(path) / name
+            if there.is_symlink():
+                links.append(full)
+            elif there.is_dir():
+                folders.append(full)
+            elif there.is_file():
+                files.append(full)
+    return folders, files, links
 
 
 def _text(error: Exception) -> str:

@@ -202,10 +202,13 @@ class SshHost:
         """What is known of the host now."""
         pong = self.client.link.pong if self.client.link is not None else None
         load = pong.load if pong is not None else self._facts.load if self._facts is not None else None
-        if self._far is not None and self.client.link is not None:
+        self._note_contact()
+        return HostStatus(last_contact_ms=self._contact_ms, load=load)
+
+    def _note_contact(self) -> None:
+        if self._far is not None and self._far.heard:
             ago_ms = (asyncio.get_running_loop().time() - self._far.heard) * 1000
             self._contact_ms = self._context.clock.now_ms() - round(ago_ms)
-        return HostStatus(last_contact_ms=self._contact_ms, load=load)
 
     def tell(self) -> None:
         """Report the host, and whether it takes attempts."""
@@ -222,9 +225,9 @@ class SshHost:
                 await self._attach()
                 wait_s = RETRY_S
                 self._up()
-                await self._watch()
+                why = await self._watch()
                 await self._disconnect()
-                self._down("the connection to it was lost")
+                self._down(why)
             except (HostError, BackendError, OSError) as error:
                 await self._disconnect()
                 if isinstance(error, HostError) and error.lasting:
@@ -290,8 +293,8 @@ class SshHost:
             lookahead=self.options.lookahead,
         )
 
-    async def _watch(self) -> None:
-        """Return once the connection is lost. A host that is silent is asked for a sign of life."""
+    async def _watch(self) -> str:
+        """Return once the connection is lost, with how. A host that is silent is asked for a sign of life."""
         link, far, loop = self.client.link, self._far, asyncio.get_running_loop()
         assert far is not None
         asked = 0
@@ -300,16 +303,17 @@ class SshHost:
             if quiet < self.options.keepalive:
                 asked = 0
             elif asked == SILENT_MAX:
-                log.warning("host_silent", environment=self._context.settings.name, host=self.name, seconds=quiet)
-                return
+                return f"it has given no sign of life for {SILENT_MAX} times {self.options.keepalive:g} s"
             else:
                 self.client.ping()
                 asked += 1
                 quiet = 0.0
             with anyio.move_on_after(max(0.01, self.options.keepalive - quiet)):
                 await asyncio.shield(link.closed)
+        return "the connection to it was lost"
 
     async def _disconnect(self) -> None:
+        self._note_contact()
         connection, self.connection, self._far = self.connection, None, None
         self.files.disconnected()
         if connection is None:

@@ -147,7 +147,7 @@ def host_specs(options: SshOptions, registered: Mapping[str, Mapping[str, Any]])
 def _from_text(text: str) -> tuple[str, HostOptions]:
     """`[user@]name[:port]`; an address of IPv6 with a port stands in brackets."""
     found = re.fullmatch(
-        r"(?:([^@\s]+)@)?(\[[0-9A-Fa-f:.%]+\]|[^@:\s\[\]]+|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]+)(?::(\d+))?", text
+        r"(?:([^@\s]+)@)?(\[[0-9A-Fa-f:.%]+\]|[^@:\s\[\]]+|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*)(?::(\d+))?", text
     )
     if found is None or (found[3] and not 1 <= int(found[3]) <= 65535):
         raise BackendError(f"hosts: {text!r} is not of the form [user@]name[:port]")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Final, final
 
 import anyio
+import anyio.to_thread
 import msgspec
 
 try:
@@ -32,7 +33,7 @@ from ..kernel.backend import (
 )
 from ..kernel.core.errors import BackendError
 from ..kernel.logs import Log
-from ._ssh_files import Lost
+from ._ssh_files import LOG_PIECE, Lost
 from ._ssh_host import SshHost
 from ._ssh_options import HostOptions, HostSpec, SshOptions, host_specs
 
@@ -230,6 +231,9 @@ class _Copy:
 
 
 async def _read(path: Path) -> AsyncIterator[bytes]:
-    async with await anyio.open_file(path, "rb") as file:
-        while piece := await file.read(256 << 10):
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        while piece := await anyio.to_thread.run_sync(os.read, fd, LOG_PIECE):
             yield piece
+    finally:
+        os.close(fd)
