@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -112,11 +113,9 @@ class Run:
         backends = {
             "process": lambda: ProcessBackend(base_environment=environment, workdir=folder, agent_idle_ms=AGENT_IDLE_MS)
         }
-        arguments = self._plan.config.kernel_arguments()
-        kernel = anybatch.Kernel(self._journal, backends=backends, on_close="stop", control=True, **arguments)
         ticker: asyncio.Task[None] | None = None
         try:
-            async with kernel:
+            async with self._opened(backends) as kernel:
                 await kernel.apply(self._plan.config)
                 await self._check_health(kernel)
                 await self._submit(kernel)
@@ -134,6 +133,18 @@ class Run:
                 ticker.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await ticker
+
+    @contextlib.asynccontextmanager
+    async def _opened(self, backends: dict[str, Any]) -> AsyncIterator[anybatch.Kernel]:
+        """The kernel, with a control socket; where there can be none, the run goes on without."""
+        arguments = {**self._plan.config.kernel_arguments(), "backends": backends, "on_close": "stop"}
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                kernel = await stack.enter_async_context(anybatch.Kernel(self._journal, control=True, **arguments))
+            except anybatch.ControlError as e:
+                self._say(f"this run cannot be looked at while it goes on: {e}")
+                kernel = await stack.enter_async_context(anybatch.Kernel(self._journal, **arguments))
+            yield kernel
 
     def _environment(self) -> dict[str, str]:
         """The caller's variables, without those of a batch job that this may run in, and what is no text."""

@@ -209,6 +209,13 @@ def test_a_run_is_reached_from_a_second_terminal(quick: Quick, tmp_path: Path) -
     assert "`anybatch run --journal" in quick("cancel", "long").expect(3).err
 
 
+def test_a_run_goes_on_where_there_can_be_no_socket(quick: Quick) -> None:
+    (quick.folder / "j.db.d").mkdir()
+    quick.write("j.db.d/control.sock", "")
+    done = quick("run", "--journal", "j.db", "--", "true").expect(0)
+    assert "this run cannot be looked at while it goes on: the control socket " in done.err
+
+
 def test_of_several_kernels_one_has_to_be_named(
     quick: Quick,
     serve: Serve,
