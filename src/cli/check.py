@@ -13,11 +13,13 @@ from anybatch.kernel.config_fit import Fit, fits, misfits
 from anybatch.kernel.config_model import Checker, Config
 from anybatch.kernel.config_read import config_of_file
 from anybatch.kernel.core.state import KernelState
+from anybatch.kernel.journal_read import read_state
 from anybatch.kernel.registry import BackendRegistry
 from msgspec import Struct
 from rich.text import Text
 
 from .console import Out, plain
+from .plan import completed
 from .table import columns
 
 FINE, NEVER_RUNS, BAD_FILE, CANNOT = 0, 1, 2, 3
@@ -30,10 +32,11 @@ made or changed, and where each job could run, with the limit that binds. Nothin
 EXAMPLES: Final = """\
 examples:
   anybatch check pipeline.toml
+  anybatch check --journal batch.db anybatch.toml       what would `serve` or Kernel.apply change there?
   anybatch check --json anybatch.toml | jq '.mistakes[] | .line, .message'
 
 exit status:
-  0 fine     1 a job can never run     2 the file has mistakes, or cannot be read
+  0 fine     1 a job can never run     2 the file has mistakes, or cannot be read     3 the journal cannot be read
 """
 
 
@@ -72,20 +75,25 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", metavar="FILE.toml", help="a file for `run`, `serve` or Kernel.apply (docs/config.md)")
+    parser.add_argument("--journal", metavar="PATH", help="against what is there in this journal, in use or not")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(main=main)
 
 
 def main(options: argparse.Namespace) -> int:
     """Check, tell, and return the exit status."""
-    report = _check(options)
+    try:
+        report = _check(options)
+    except anybatch.JournalError as e:
+        report = CheckReport(file=plain(options.file), outcome="the journal cannot be read", exit_status=CANNOT)
+        report.mistakes = [anybatch.Mistake(file=None, line=None, key="--journal", message=str(e))]
     if options.json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
         return report.exit_status
     errors = Out(stderr=True)
     for mistake in report.mistakes:
         errors.print(plain(str(mistake)), style="red" if errors.is_terminal else "", soft_wrap=True)
-    if report.exit_status != BAD_FILE:
+    if report.exit_status in (FINE, NEVER_RUNS):
         _print(report)
     return report.exit_status
 
@@ -96,8 +104,9 @@ def _check(options: argparse.Namespace) -> CheckReport:
         given, checker = config_of_file(options.file)
     except anybatch.ConfigError as e:
         return CheckReport(file=file, outcome=OUTCOMES[BAD_FILE], exit_status=BAD_FILE, mistakes=list(e.mistakes))
-    config = given.completed() if given.jobs else given
-    state, registry = KernelState(config.quotas), BackendRegistry()
+    config = completed(given, checker, max_vcpus=None, quotas={}) if given.jobs else given
+    registry = BackendRegistry()
+    state = KernelState(config.quotas) if options.journal is None else read_state(options.journal, config.quotas)
     judged = judge(config, registry, state, checker)
     found = fits(judged, registry, state)
     never = misfits(found)
@@ -137,7 +146,7 @@ def _jobs(config: Config, judged: Judged, found: list[Fit]) -> list[JobCheck]:
         row = judged.jobs.get(job.name)
         if row is not None:
             places = [fit for fit in found if fit.job == job.name]
-            can_run = not all(fit.fits is False for fit in places)
+            can_run = not places or any(fit.fits is not False for fit in places)
             jobs.append(JobCheck(name=job.name, queue=row.queue, array_size=row.size, can_run=can_run, fits=places))
     return jobs
 
@@ -146,7 +155,8 @@ def _print(report: CheckReport) -> None:
     out = Out()
     for verb in ("created", "updated", "unchanged"):
         for path in getattr(report, verb):
-            note = "  (the file has none: `anybatch run` brings it)" if path in report.brings else ""
+            brought = path in report.brings and verb == "created"
+            note = "  (the file has none: `anybatch run` brings it)" if brought else ""
             words = {"created": "would be created", "updated": "would be changed", "unchanged": "is as it should be"}
             out.print(Text(f"{path}: {words[verb]}{note}"), soft_wrap=True)
     rows = [

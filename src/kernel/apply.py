@@ -15,7 +15,7 @@ from .config_check import judge
 from .config_model import Config, checker_of
 from .config_read import TABLES, config_of_mapping
 from .core.errors import InvalidValue
-from .core.inputs import CreateEnvironment, CreateQueue, Request, UpdateEnvironment, UpdateQueue
+from .core.inputs import CreateEnvironment, CreateQueue, UpdateEnvironment, UpdateQueue
 
 if TYPE_CHECKING:
     from .registry import BackendRegistry
@@ -42,16 +42,13 @@ async def apply_config(kernel: ResourceCalls, given: object, registry: BackendRe
     judged = judge(config, registry, state, checker, jobs=False)
     checker.finish()
     done: dict[str, list[str]] = {"created": [], "updated": [], "unchanged": []}
-    for path, verb, request in judged.changes:
-        match request:
-            case CreateEnvironment(name=name) | UpdateEnvironment(name=name):
-                await kernel._open.request(request)
-                await kernel._drivers.settle(name)
-            case CreateQueue(name=name) | UpdateQueue(name=name):
-                for environment in judged.state.queues[name].body.compute_environments:
+    for path, verb, requests in judged.changes:
+        for request in requests:
+            if isinstance(request, CreateQueue | UpdateQueue):
+                for environment in judged.state.queues[request.name].body.compute_environments:
                     await kernel._drivers.settle(environment)
-                await kernel._open.request(request)
-            case Request():
-                await kernel._open.request(request)
+            await kernel._open.request(request)
+            if isinstance(request, CreateEnvironment | UpdateEnvironment):
+                await kernel._drivers.settle(request.name)
         done[verb].append(path)
     return Applied(**{verb: tuple(paths) for verb, paths in done.items()})

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from . import arguments as args
 from . import bodies
@@ -19,6 +19,7 @@ from .config_model import MAPPINGS, Checker, Config, Place, PlannedJob, parts
 from .core.container import CONTAINER_FIELDS, IMAGE_COMMAND
 from .core.errors import Conflict, InvalidValue, PluginError, RequestError
 from .core.inputs import (
+    ChangeTags,
     CreateEnvironment,
     CreateQueue,
     RegisterDefinition,
@@ -27,7 +28,7 @@ from .core.inputs import (
     UpdateQueue,
 )
 from .core.machine import handle
-from .core.model import DefinitionBody, EnvironmentBody, QueueBody, ResourceStatus
+from .core.model import DefinitionBody, EnvironmentBody, QueueBody, ResourceStatus, TaggedKind
 from .core.state import EnvironmentRow, JobRow, KernelState, QueueRow
 from .registry import BackendRegistry
 
@@ -42,11 +43,11 @@ HARMLESS: Final[Mapping[str, Any]] = {"name": "x", "script": "#!/bin/sh", "comma
 
 
 class Change(NamedTuple):
-    """What one entry of a configuration comes to; `request` None: it is as it should be. `path`: "queues.default"."""
+    """What one entry of a configuration comes to; without requests it is as it should be. `path`: "queues.default"."""
 
     path: str
     verb: Verb
-    request: Request | None
+    requests: tuple[Request, ...] = ()
 
 
 class Judged(Struct):
@@ -111,10 +112,10 @@ class _Judge:
             self._checker.add((*place, key), GIVEN)
         return missing
 
-    def _carry_out(self, path: str, verb: Verb, request: Request | None) -> Change:
-        if request is not None:
+    def _carry_out(self, path: str, verb: Verb, *requests: Request) -> Change:
+        for request in requests:
             handle(self.state, request, self.state.now_ms)
-        return Change(path, verb, request)
+        return Change(path, verb, requests)
 
     # -- environments -----------------------------------------------------------------------------
 
@@ -157,8 +158,11 @@ class _Judge:
         if row is None:
             return self._carry_out(path, "created", CreateEnvironment(name=name, body=body))
         if row.body == body:
-            return Change(path, "unchanged", None)
-        _only("compute environment", name, row.body, body, ("backend", "managed", "tags"))
+            return Change(path, "unchanged")
+        _only("compute environment", name, row.body, body, ("backend", "managed"))
+        tags = _tags(TaggedKind.COMPUTE_ENVIRONMENT, name, row.body.tags, body.tags)
+        if structs.replace(row.body, tags=body.tags) == body:
+            return self._carry_out(path, "updated", *tags)
         update = UpdateEnvironment(
             name=name,
             state=body.state,
@@ -167,7 +171,7 @@ class _Judge:
             options=dict(body.options),
             metadata=dict(body.metadata),
         )
-        change = self._carry_out(path, "updated", update)
+        change = self._carry_out(path, "updated", *tags, update)
         self.state.environments[name].status = ResourceStatus.VALID  # it is tried again
         return change
 
@@ -183,7 +187,8 @@ class _Judge:
                 if change is not None:
                     self.changes.append(change)
             if name not in self.state.queues:
-                self.state.queues[name] = QueueRow(name, QueueBody(priority=1, compute_environments=()), 0)
+                self._stand_in("")
+                self.state.queues[name] = QueueRow(name, QueueBody(priority=1, compute_environments=("",)), 0)
 
     def _queue(self, *, name: str, **arguments: Any) -> Change:
         body = bodies.queue(**arguments)
@@ -198,13 +203,13 @@ class _Judge:
         if there is None:
             return self._carry_out(path, "created", CreateQueue(name=name, body=body))
         if there.body == body:
-            return Change(path, "unchanged", None)
-        _only("job queue", name, there.body, body, ("tags",))
+            return Change(path, "unchanged")
+        tags = _tags(TaggedKind.JOB_QUEUE, name, there.body.tags, body.tags)
         fields = ("priority", "state", "compute_environments", "retain_succeeded_ms", "retain_failed_ms")
         update = UpdateQueue(
             name=name, metadata=dict(body.metadata), **{field: getattr(body, field) for field in fields}
         )
-        return self._carry_out(path, "updated", update)
+        return self._carry_out(path, "updated", *tags, update)
 
     # -- definitions and jobs ---------------------------------------------------------------------
 
@@ -221,7 +226,7 @@ class _Judge:
         path, revisions = f"definitions.{name}", self.state.definitions.get(name, {})
         newest = revisions[max(revisions)] if revisions else None
         if newest is not None and newest.active and newest.body == body:
-            return Change(path, "unchanged", None)
+            return Change(path, "unchanged")
         verb: Verb = "created" if newest is None else "updated"
         return self._carry_out(path, verb, RegisterDefinition(name=name, body=body))
 
@@ -270,6 +275,13 @@ class _Judge:
         request = bodies.submission(job_id, **arguments)
         serial = handle(self.state, request, self.state.now_ms).reply
         return self.state.jobs[serial]
+
+
+def _tags(kind: TaggedKind, name: str, there: Mapping[str, str], asked: Mapping[str, str]) -> list[Request]:
+    """What brings the tags of something to those asked for."""
+    put = {key: value for key, value in asked.items() if there.get(key) != value}
+    remove = tuple(key for key in there if key not in asked)
+    return [ChangeTags(kind=kind, name=name, put=put, remove=remove)] if put or remove else []
 
 
 def _only(kind: str, name: str, there: Struct, asked: Struct, fixed: tuple[str, ...]) -> None:

@@ -54,6 +54,8 @@ def fits(judged: Judged, registry: BackendRegistry, state: KernelState) -> list[
     for row in judged.jobs.values():
         for name in judged.state.queues[row.queue].body.compute_environments:
             body = judged.state.environments[name].body
+            if not body.backend:  # a stand-in for one that could not be made
+                continue
             hosts, known = _hosts(name, body, registry, state)
             found.append(_fit(row, name, body, hosts, known=known))
     return found
@@ -69,8 +71,6 @@ def misfits(all_fits: Sequence[Fit]) -> dict[str, list[Fit]]:
 
 def _hosts(name: str, body: EnvironmentBody, registry: BackendRegistry, state: KernelState) -> tuple[list[_Host], bool]:
     """The hosts of an environment, and whether these are all that there is to know."""
-    if not body.backend:  # a stand-in for one that could not be made
-        return [_Host(ANY_VCPUS_MILLI, None, None)], False
     there = state.environments.get(name)
     if there is not None and there.hosts and there.body == body:
         rows = [state.hosts[serial] for serial in there.hosts.values()]

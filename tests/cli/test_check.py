@@ -93,6 +93,26 @@ def test_a_file_of_a_service_needs_no_jobs(cli: Cli) -> None:
     assert "the file has no jobs" in cli("run", "s.toml").expect(2).err
 
 
+def test_against_a_journal_it_says_what_would_change(cli: Cli) -> None:
+    cli.write("two.toml", TWO)
+    cli("run", "--journal", "j.db", "two.toml").expect(0)
+    before = {path: path.read_bytes() for path in cli.folder.rglob("*") if path.is_file()}
+    changed = TWO.replace("max_vcpus = 4", "max_vcpus = 3").replace('"echo', '"echo;').replace("[jobs.b]", "[jobs.c]")
+    cli.write("changed.toml", f'{changed}[environments.new]\nbackend = "process"\n')
+    document = cli("check", "--json", "--journal", "j.db", "changed.toml").expect(0).json
+    assert document["created"] == ["environments.new"]
+    assert document["updated"] == ["environments.large", "definitions.where"]
+    assert document["unchanged"] == ["environments.small", "queues.first", "queues.default"]
+    assert [job["name"] for job in document["jobs"]] == ["a", "c"]
+    cli.write("changed.toml", TWO.replace('backend = "process"', 'backend = "null"', 1))
+    done = cli("check", "--journal", "j.db", "changed.toml").expect(2)
+    assert done.err.startswith("changed.toml:3: environments.small.backend: ")
+    assert "its backend cannot be changed ('process' is there, 'null' was asked for)" in done.err
+    assert {path: path.read_bytes() for path in before} == before
+    done = cli("check", "--journal", "nowhere.db", "two.toml").expect(3)
+    assert done.err.endswith("nowhere.db is not there\n")
+
+
 def test_the_documentations_files_are_fine(cli: Cli) -> None:
     for page, after in (("config", "# The configuration file"), ("run", "## The file\n")):
         text = (DOCS / f"{page}.md").read_text().partition(after)[2]

@@ -133,6 +133,9 @@ async def test_what_is_not_named_is_left_alone() -> None:
         ("environments.local.state", "DISABLED"),
         ("environments.spare.state", "!"),
         ("environments.spare.min_vcpus", "!"),
+        ("environments.local.tags", {"team": "y", "more": "z"}),
+        ("environments.local.tags", "!"),
+        ("queues.default.tags", {"team": "y"}),
         ("queues.default.priority", 2),
         ("queues.default.compute_environments", ["spare", "local"]),
         ("queues.default.state", "DISABLED"),
@@ -305,8 +308,6 @@ async def test_a_quota_is_a_mistake_like_any_other() -> None:
     [
         ("environments.local.backend", "other", "backend"),
         ("environments.local.managed", False, "managed"),
-        ("environments.local.tags", {"team": "y"}, "tags"),
-        ("queues.default.tags", {"team": "y"}, "tags"),
     ],
 )
 async def test_what_cannot_be_changed_is_a_conflict_and_changes_nothing(path: str, value: object, field: str) -> None:

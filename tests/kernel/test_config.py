@@ -68,14 +68,24 @@ async def test_what_cannot_be_changed_is_told_with_its_line(tmp_path: Path) -> N
     file = written(tmp_path, SERVICE)
     async with Kernel() as kernel:
         await kernel.apply(load_config(file))
-        other = SERVICE.replace('"null"', '"inline"').replace("priority = 3", "priority = 3\ntags = { a = 'b' }")
+        other = SERVICE.replace('"null"', '"inline"').replace("max_vcpus = 2", "managed = false")
         file.write_text(other)
         with pytest.raises(ConfigError) as caught:
             await kernel.apply(load_config(file))
         found = [(one.file, one.line, one.key) for one in caught.value.mistakes]
-        assert found == [(str(file), 8, "environments.e.backend"), (str(file), 14, "queues.q.tags")]
+        assert found == [(str(file), 8, "environments.e.backend")]
+        file.write_text(SERVICE.replace("max_vcpus = 2", "managed = false"))
+        with pytest.raises(ConfigError, match=f"{file}:9: environments.e.managed: .* its managed cannot be changed"):
+            await kernel.apply(load_config(file))
         (environment,) = await kernel.describe_compute_environments()
         assert environment.backend == "null"
+
+
+def test_backends_that_the_kernel_will_be_given_are_known(tmp_path: Path) -> None:
+    file = written(tmp_path, SERVICE.replace('"null"', '"mine"'))
+    with pytest.raises(ConfigError, match="'mine' is not allowed; a backend is one of"):
+        load_config(file)
+    assert load_config(file, backends={"mine": NullBackend}).environments["e"]["backend"] == "mine"
 
 
 def test_all_mistakes_come_at_once_and_in_order(tmp_path: Path) -> None:
