@@ -444,7 +444,7 @@ def test_what_is_no_text(cli: Cli) -> None:
 
 
 def test_a_command_goes_with_run_only(cli: Cli) -> None:
-    assert "only run takes a command" in cli("plugins", "--", "x").expect(2).err
+    assert "only run and submit take a command" in cli("plugins", "--", "x").expect(2).err
 
 
 def test_the_keys_of_a_file_are_the_kernels() -> None:
