@@ -118,9 +118,9 @@ class Run:
             async with self._opened(backends) as kernel:
                 await kernel.apply(self._plan.config)
                 await self._check_health(kernel)
-                await self._submit(kernel)
-                ticker = asyncio.create_task(self._tick(kernel), name="anybatch-run-progress")
                 try:
+                    await self._submit(kernel)
+                    ticker = asyncio.create_task(self._tick(kernel), name="anybatch-run-progress")
                     await self._wait(ticker)
                 finally:
                     with contextlib.suppress(anybatch.KernelClosed):
