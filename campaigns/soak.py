@@ -59,7 +59,7 @@ FLAT: dict[str, Bound] = {
     "rss_kib": Bound(0.05, 4 << 10),
     "objects": Bound(0.05, 10_000),
     "descriptors": Bound(0.0, 8),
-    "threads": Bound(0.0, 4),
+    "threads": Bound(0.0, 16),
     "tasks": Bound(0.0, 40),
     "known_jobs": Bound(0.25, 300),
     "agent_rss_kib": Bound(0.05, 2 << 10),
@@ -68,7 +68,7 @@ FLAT: dict[str, Bound] = {
     "other_kib": Bound(0.25, 6 << 10),
     "other_files": Bound(0.25, 600),
 }
-"""What must not grow, and how much is noise. (The write-ahead file keeps the size that it once needed.)"""
+"""What must not grow, and how much is noise. (Files are read in a pool of threads: more where the machine is busy.)"""
 GROWING = ("journal_kib", "journal_events")
 """What grows as long as the journal keeps all events: told, and held to a bound with --trimmed."""
 TRIMMED = Bound(0.25, 24 << 10)
