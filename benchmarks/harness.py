@@ -112,7 +112,8 @@ def agent_cpu(state: Path) -> AgentCpu:
         with contextlib.suppress(OSError):
             if os.fsencode(state) in (entry / "cmdline").read_bytes():
                 fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
-                own = int((entry / "schedstat").read_text().split()[0]) / 1e9
+                threads = (entry / "task").glob("*/schedstat")
+                own = sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
                 return AgentCpu(own, (int(fields[13]) + int(fields[14])) / ticks)
     return AgentCpu(0.0, 0.0)
 
@@ -177,17 +178,22 @@ async def kernel(
     backends: Mapping[str, Any] | None = None,
     slots: int = SLOTS,
     enabled: bool = True,
+    options: Mapping[str, Any] | None = None,
+    quotas: anybatch.Quotas | None = None,
     on_close: Literal["detach", "stop"] = "stop",
 ) -> AsyncIterator[anybatch.Kernel]:
-    """A kernel with its journal in this folder, an environment and a queue "q"; without `enabled` all work waits."""
+    """A kernel with its journal in this folder, an environment "bench" and a queue "q".
+
+    `options`: of the environment. Without `enabled` all work waits.
+    """
     known: dict[str, Any] = {"null": NullBackend(), "process": ProcessBackend(agent_idle_ms=200)}
     async with anybatch.Kernel(
         path / "batch.db",
         backends=known | dict(backends or {}),
-        quotas=anybatch.Quotas(array_size_max=SIZE_MAX),
+        quotas=quotas or anybatch.Quotas(array_size_max=SIZE_MAX),
         on_close=on_close,
     ) as opened:
-        await opened.create_compute_environment("bench", backend=backend, max_vcpus=slots)
+        await opened.create_compute_environment("bench", backend=backend, max_vcpus=slots, options=options)
         await opened.create_job_queue("q", priority=1, compute_environments=["bench"])
         if not enabled:
             await opened.update_compute_environment("bench", state="DISABLED")

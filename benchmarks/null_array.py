@@ -2,12 +2,14 @@
 
 Measures, from the call of submit to the return of wait: children/s, beside a bare TaskGroup starting as many
 no-op coroutines in the same process; CPU per child; bytes of event records, of the files and written to disk per
-child. `taskgroup` False leaves the peer out: then the peak of resident memory is the kernel's.
+child. `engines`: peers of the same benchmark to compare with (benchmarks/peers/). `taskgroup` False leaves that peer
+out: then the peak of resident memory is the kernel's.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 import anybatch
@@ -26,7 +28,11 @@ from harness import (
 
 
 async def measure(
-    size: int = 10_000, slots: int = SLOTS, taskgroup: bool = True, first: str = "kernel"
+    size: int = 10_000,
+    slots: int = SLOTS,
+    taskgroup: bool = True,
+    first: str = "kernel",
+    engines: Sequence[str] = (),
 ) -> list[Figure]:
     peer, took = Took(), Took()
     if taskgroup and first == "taskgroup":
@@ -60,6 +66,10 @@ async def measure(
         figure(f"record_bytes_per_child_{at}", records / size, "B"),
         figure(f"file_bytes_per_child_{at}", files / size, "B"),
         figure(f"written_bytes_per_child_{at}", written / size, "B"),
+    ]
+    found += [
+        figure(f"children_per_s_{at}/{one}", size / took.wall_s, "1/s", better="more", peer=f"{one}_per_s", took=took)
+        for one in engines
     ]
     if taskgroup:
         rate, bare = f"children_per_s_{at}", f"taskgroup_per_s_{at}"

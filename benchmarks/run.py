@@ -1,12 +1,14 @@
 """Runs the benchmarks, each in fresh processes and in turns with its peers, and prints their figures.
 
-    python benchmarks/run.py                      all of them, at full size (about 15 minutes)
+    python benchmarks/run.py                      all of them, at full size (about 30 minutes)
     python benchmarks/run.py --quick              small sizes: does it all still work?
     python benchmarks/run.py --only null_array true_processes --n 2000 --rounds 3
-    python benchmarks/run.py --out results.json   figures to a file, the table to standard output
+    python benchmarks/run.py --out results.json   also results.md (the table) and results.svg (a plot)
 
 ANYBATCH_BENCH_DIR names the folder for journals (else the system's for temporary files), ANYBATCH_BENCH_LOGS one for
-the logs of real processes (else beside the journal).
+the logs of real processes (else beside the journal), ANYBATCH_BENCH_PEERS a Python that has the peers' packages
+(parsl, ray, distributed, arq, saq, hyperqueue; else this one); redis-server and parallel are looked for in PATH. What
+is not there is named.
 
 Without --out the figures go to standard output as JSON, the table to standard error. Wall times of one run
 mean little on a machine that does other things too; the ratio to a peer of the same round does.
@@ -31,16 +33,44 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import plot
+
 HERE = Path(__file__).resolve().parent
 FORMAT = 1
 Figure = dict[str, Any]
+PEER_S_MAX = 300
+ENGINES = {  # peers that are engines: their script, with its further arguments
+    "parsl_threads": ("peers/parsl_threads",),
+    "parsl_htex": ("peers/parsl_htex",),
+    "ray": ("peers/ray_tasks",),
+    "dask": ("peers/dask_tasks",),
+    "arq": ("peers/redis_queues", "arq"),
+    "saq": ("peers/redis_queues", "saq"),
+    "hyperqueue": ("peers/hyperqueue_tasks",),
+    "gnu_parallel": ("peers/gnu_parallel",),
+}
+WITHOUT_NOOP = ("hyperqueue", "gnu_parallel")  # their tasks are processes
+SHAPES = (
+    "some_fail",
+    "all_fail_at_once",
+    "n_to_n",
+    "sequential",
+    "many_arrays",
+    "many_queues",
+    "chain",
+    "fan_in",
+    "cancel_midway",
+    "asked_meanwhile",
+    "three_consumers",
+)
 
 
 class Part(NamedTuple):
-    """One process: a benchmark's file and the parameters of its `measure`."""
+    """One process: a benchmark's file and the parameters of its `measure`; `engine`: a peer's that it is."""
 
     file: str
     parameters: dict[str, Any]
+    engine: str | None = None
 
 
 class Benchmark(NamedTuple):
@@ -75,6 +105,26 @@ def plan(*, quick: bool, n: int | None) -> list[Benchmark]:
         ),
         Benchmark("submit", few, (Part("submit", {"sizes": sizes} | turns),)),
         Benchmark("describe_cancel", few, (Part("describe_cancel", {"sizes": sizes} | turns),)),
+        *(
+            Benchmark(f"shape_{shape}", few, (Part("shapes", {"shape": shape, "size": 200 if quick else 10_000}),))
+            for shape in SHAPES
+        ),
+        Benchmark(
+            "engines_noop",
+            rounds,
+            (
+                Part("null_array", {"size": small, "taskgroup": False, "engines": engines("noop")}),
+                *engine_parts("noop", 50 if quick else 2_000, 8),
+            ),
+        ),
+        Benchmark(
+            "memory_limits",
+            few,
+            tuple(
+                Part("true_processes", {"n": n // 2, "slots": 8, "enforcement": enforcement})
+                for enforcement in ("none", "watch", "cgroup")
+            ),
+        ),
         Benchmark("inline_array", rounds, (Part("inline_array", {"size": small}),)),
         Benchmark(
             "responsiveness",
@@ -106,10 +156,28 @@ def plan(*, quick: bool, n: int | None) -> list[Benchmark]:
             )
             for slots in ((8,) if quick else (2, 8))
         ),
+        Benchmark(
+            "engines_processes",
+            few,
+            (
+                Part("true_processes", {"n": n, "slots": 8, "engines": engines("true")}),
+                *engine_parts("true", max(20, n // 10), 8),
+            ),
+        ),
     ]
 
 
-def run(benchmark: Benchmark, rounds: int) -> list[Figure]:
+def engines(work: str) -> list[str]:
+    """The peers that can do this work."""
+    return [name for name in ENGINES if work != "noop" or name not in WITHOUT_NOOP]
+
+
+def engine_parts(work: str, n: int, slots: int) -> list[Part]:
+    """One process for each of them."""
+    return [Part(ENGINES[name][0], {"n": n, "slots": slots, "work": work}, engine=name) for name in engines(work)]
+
+
+def run(benchmark: Benchmark, rounds: int, missing: dict[str, str]) -> list[Figure]:
     """The benchmark's figures over all rounds; the order of its parts, and of a peer inside one, turns each round."""
     found: dict[str, Figure] = {}
     for turn in range(rounds):
@@ -118,19 +186,36 @@ def run(benchmark: Benchmark, rounds: int) -> list[Figure]:
             parameters = dict(part.parameters)
             if turn % 2 and part.file in ("null_array", "inline_array"):
                 parameters["first"] = "taskgroup"
-            for one in measure(Part(part.file, parameters)):
+            if part.engine in missing:
+                continue
+            for one in measure(part._replace(parameters=parameters), missing):
                 kept = found.setdefault(one["name"], {"benchmark": benchmark.name, **one, "values": [], "by_round": {}})
                 kept["by_round"][turn] = one["value"]
                 for clock in {"wall_s", "cpu_s"} & one.keys():
                     kept[clock] = [*(kept[clock] if kept["values"] else []), one[clock]]
                 kept["values"].append(one["value"])
-    return [finish(one, found) for one in found.values()]
+    return [finish(one, found) for one in found.values() if "/" not in one["name"] or one["peer"] in found]
 
 
-def measure(part: Part) -> list[Figure]:
-    """Run a part in a fresh process."""
-    command = [sys.executable, str(HERE / f"{part.file}.py"), json.dumps(part.parameters)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=os.environ | {"ANYBATCH_BENCH_KEEP": "1"})
+def measure(part: Part, missing: dict[str, str]) -> list[Figure]:
+    """Run a part in a fresh process; a peer that cannot be run is noted as missing, with the reason."""
+    program = sys.executable if part.engine is None else os.environ.get("ANYBATCH_BENCH_PEERS", sys.executable)
+    more = ENGINES[part.engine][1:] if part.engine is not None else ()
+    command = [program, str(HERE / f"{part.file}.py"), json.dumps(part.parameters), *more]
+    environment = os.environ | {"ANYBATCH_BENCH_KEEP": "1"}
+    if part.engine is not None:
+        try:
+            done = subprocess.run(command, capture_output=True, env=environment, timeout=PEER_S_MAX)
+        except subprocess.TimeoutExpired:
+            missing[part.engine] = f"it did not end within {PEER_S_MAX} s"
+            return []
+        if done.returncode:
+            lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"status {done.returncode}"]
+            missing[part.engine] = lines[-1]
+            say(f"without {part.engine}: {lines[-1]}")
+            return []
+    else:
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment)
     figures: list[Figure] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
@@ -231,20 +316,24 @@ def main() -> int:
         "machine": machine(),
         "folders": {name: os.environ.get(f"ANYBATCH_BENCH_{name}", "default") for name in ("DIR", "LOGS")},
         "figures": [],
+        "missing": {},
     }
     with work_folders():
         for benchmark in plan(quick=options.quick, n=options.n):
             if not options.only or benchmark.name.startswith(tuple(options.only)):
-                result["figures"] += run(benchmark, options.rounds or benchmark.rounds)
+                result["figures"] += run(benchmark, options.rounds or benchmark.rounds, result["missing"])
     result["load"] = {"before": load, "after": os.getloadavg()[0]}
     result["took_s"] = round(time.monotonic() - begun, 1)
     text = json.dumps(result, indent=1)
+    shown = table(result["figures"]) + "".join(f"\n\nWithout {who}: {why}" for who, why in result["missing"].items())
     if options.out:
         options.out.write_text(text + "\n")
-        print(table(result["figures"]))
+        options.out.with_suffix(".md").write_text(shown + "\n")
+        options.out.with_suffix(".svg").write_text(plot.draw(result))
+        print(shown)
     else:
         print(text)
-        say(table(result["figures"]))
+        say(shown)
     return 0
 
 

@@ -9,6 +9,8 @@ file costs on this file system just now). Peers, none of which keeps output or a
 - asyncio: `slots` coroutines that call create_subprocess_exec and wait
 - posix_spawn: one forked Python loop per CPU of os.posix_spawn, with a new session and a log file per process
 - vfork: vfork_loop.c, the least that the machine takes (where there is a C compiler)
+
+With `engines` it is compared with those (benchmarks/peers/). With `enforcement` it measures what memory limits cost.
 """
 
 from __future__ import annotations
@@ -17,20 +19,31 @@ import asyncio
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import anybatch
-from harness import Figure, Took, agent_cpu, figure, file_create_us, folder, kernel, logs_folder, main
+from harness import AgentCpu, Figure, Took, agent_cpu, figure, file_create_us, folder, kernel, logs_folder, main
 
 TRUE = shutil.which("true") or "/bin/true"
 PEERS = ("xargs", "asyncio", "posix_spawn", "vfork")
 Run = Callable[[], object]
+Enforcement = Literal["none", "watch", "cgroup"]
+LIMIT_MIB = 64  # of each attempt, where limits are measured
 
 
-def measure(who: str = "kernel", n: int = 10_000, slots: int = 8) -> list[Figure]:
+def measure(
+    who: str = "kernel",
+    n: int = 10_000,
+    slots: int = 8,
+    engines: Sequence[str] = (),
+    enforcement: Enforcement | None = None,
+) -> list[Figure]:
+    if who == "kernel" and enforcement is not None:
+        return asyncio.run(with_limits(n, slots, enforcement))
     if who == "kernel":
-        return asyncio.run(through_kernel(n, slots))
+        return asyncio.run(through_kernel(n, slots, engines))
     with folder() as path:
         run = PREPARE[who](n, slots, logs_folder(path))
         if run is None:
@@ -43,11 +56,22 @@ def measure(who: str = "kernel", n: int = 10_000, slots: int = 8) -> list[Figure
     ]
 
 
-async def through_kernel(n: int, slots: int) -> list[Figure]:
+class Ran(NamedTuple):
+    """An array through a kernel: how long it took, CPU seconds of the agent, and what a file costs here (us)."""
+
+    took: Took
+    agent: AgentCpu
+    create_us: float
+
+
+async def array(n: int, slots: int, options: dict[str, Any] | None = None, memory: int = 0) -> Ran | None:
+    """Run an array of /bin/true; None where the environment cannot do what the options ask for."""
     with folder() as path:
         logs = logs_folder(path)
-        async with kernel(path, backend="process", slots=slots) as opened:
-            await opened.register_job_definition("true", command=[TRUE])
+        async with kernel(path, backend="process", slots=slots, options=options) as opened:
+            if (await opened.describe_compute_environments(["bench"]))[0].status != "VALID":
+                return None
+            await opened.register_job_definition("true", command=[TRUE], memory=memory)
             create_us = file_create_us(logs)
             before = agent_cpu(path)
             with Took() as took:
@@ -56,14 +80,35 @@ async def through_kernel(n: int, slots: int) -> list[Figure]:
             after = agent_cpu(path)
             assert detail.status is anybatch.JobStatus.SUCCEEDED, detail
     own, attempts = (a - b for a, b in zip(after, before, strict=True))
-    rate = n / took.wall_s
+    return Ran(took, AgentCpu(own, attempts), create_us)
+
+
+async def through_kernel(n: int, slots: int, engines: Sequence[str] = ()) -> list[Figure]:
+    ran = await array(n, slots)
+    assert ran is not None
+    rate, took = n / ran.took.wall_s, ran.took
+    name, at = f"attempts_per_s@{slots}", "" if engines else f"@{slots}"
     return [
-        *(figure(f"attempts_per_s@{slots}/{peer}", rate, "1/s", better="more", peer=f"{peer}_per_s@{slots}", took=took)
-          for peer in PEERS),
+        *(figure(f"{name}/{one}", rate, "1/s", better="more", peer=f"{one}_per_s{at}", took=took)
+          for one in engines or PEERS),
         figure(f"kernel_cpu_us@{slots}", took.cpu_s / n * 1e6, "us"),
-        figure(f"agent_cpu_us@{slots}", own / n * 1e6, "us"),
-        figure(f"attempt_cpu_us@{slots}", attempts / n * 1e6, "us", better="neither"),
-        figure(f"file_create_us@{slots}", create_us, "us", better="neither"),
+        figure(f"agent_cpu_us@{slots}", ran.agent.own_s / n * 1e6, "us"),
+        figure(f"attempt_cpu_us@{slots}", ran.agent.attempts_s / n * 1e6, "us", better="neither"),
+        figure(f"file_create_us@{slots}", ran.create_us, "us", better="neither"),
+    ]  # fmt: skip
+
+
+async def with_limits(n: int, slots: int, enforcement: Enforcement) -> list[Figure]:
+    """What it costs to hold attempts to their memory: all that is spent on one, the attempt itself included."""
+    ran = await array(n, slots, {"memory_enforcement": enforcement}, LIMIT_MIB)
+    if ran is None:
+        return []
+    total = (ran.took.cpu_s + sum(ran.agent)) / n * 1e6
+    none = enforcement == "none"
+    return [
+        figure(f"attempts_per_s@{slots}_{enforcement}", n / ran.took.wall_s, "1/s", better="more",
+               peer=None if none else f"attempts_per_s@{slots}_none", took=ran.took),
+        figure(f"cpu_us@{slots}_{enforcement}", total, "us", peer=None if none else f"cpu_us@{slots}_none"),
     ]  # fmt: skip
 
 

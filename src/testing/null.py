@@ -35,16 +35,18 @@ class NullBackend:
     """Completes attempts without running anything.
 
     Without a `model`, every attempt starts at once and exits on the next turn of the event loop, with exit code
-    `exit_code`, in an order shuffled by `seed` and each with an exit time of its own; there is no task and no
-    timer per attempt. With a model, exits come when the kernel's clock says so. Nothing outlives the process:
-    what was in flight is lost with it.
+    `exit_code` (or what that function gives for it), in an order shuffled by `seed` and each of up to 100 with an exit
+    time of its own; there is no task and no timer per attempt. With a model, exits come when the kernel's clock says
+    so. Nothing outlives the process: what was in flight is lost with it.
     """
 
     api_version: ClassVar[int] = API_VERSION
     capabilities: ClassVar[Capabilities] = Capabilities(commands=False, container=CONTAINER_FIELDS)
     Options: ClassVar[type[msgspec.Struct]] = NullOptions
 
-    def __init__(self, model: Model | None = None, *, exit_code: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self, model: Model | None = None, *, exit_code: int | Callable[[AttemptKey], int] = 0, seed: int = 0
+    ) -> None:
         self._model = model
         self._exit_code = exit_code
         self._random = random.Random(seed)
@@ -88,8 +90,13 @@ class NullBackend:
         for launch in due:
             indexes = list(launch.indexes)
             self._random.shuffle(indexes)
-            at_ms = [now - n % 3 for n in range(len(indexes))]
-            self._context.exited(launch.job_id, launch.number, indexes, [self._exit_code] * len(indexes), at_ms)
+            at_ms = [now - n % 100 for n in range(len(indexes))]
+            self._context.exited(launch.job_id, launch.number, indexes, self._codes(launch, indexes), at_ms)
+
+    def _codes(self, launch: Launch, indexes: Sequence[int]) -> list[int]:
+        if isinstance(self._exit_code, int):
+            return [self._exit_code] * len(indexes)
+        return [self._exit_code(AttemptKey(launch.job_id, index, launch.number)) for index in indexes]
 
     def _schedule(self, launch: Launch, model: Model) -> None:
         now = self._context.clock.now_ms()
