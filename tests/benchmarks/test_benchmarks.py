@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from pathlib import Path
-from xml.etree import ElementTree
 from typing import Any
 
 import pytest
@@ -52,7 +52,7 @@ def test_a_run_leaves_its_table_and_a_plot_and_names_the_peers_that_are_not_ther
     table = results.with_suffix(".md").read_text()
     for engine in ("parsl_threads", "parsl_htex", "ray", "dask", "arq", "saq", "hyperqueue", "gnu_parallel"):
         assert engine in measured or f"Without {engine}: " in table
-    plot = ElementTree.parse(results.with_suffix(".svg")).getroot()
+    plot = ET.parse(results.with_suffix(".svg")).getroot()
     texts = [text.text for text in plot.iter("{http://www.w3.org/2000/svg}text")]
     assert {"anybatch, null backend", "anybatch, inline backend", "taskgroup"} <= set(texts)
 
