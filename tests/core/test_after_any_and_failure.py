@@ -6,8 +6,9 @@ import pytest
 from anybatch.kernel.core import events as ev
 from anybatch.kernel.core import inputs as ask
 from anybatch.kernel.core.errors import InvalidValue
-from anybatch.kernel.core.model import TEXT_DEPENDENCY_FAILED, TEXT_NOT_NEEDED, DependencyType, On
-from core_rig import DISABLED, SEQUENTIAL_ANY, Rig, after, after_any, after_failure, n_to_n
+from anybatch.kernel.core.model import TEXT_DEPENDENCY_FAILED, TEXT_NOT_NEEDED, DependencyType, On, Quotas
+from anybatch.kernel.core.snapshot import decode, encode
+from core_rig import DISABLED, SEQUENTIAL_ANY, Rig, after, after_any, after_failure, n_to_n, ready_rig
 
 KINDS = {On.SUCCESS: after, On.ANY: after_any, On.FAILURE: after_failure}
 ENDS = [
@@ -169,3 +170,15 @@ def test_what_waits_is_found_after_what_it_waits_for_is_forgotten(rig: Rig) -> N
 def test_what_makes_no_sense_is_refused(rig: Rig, entry: ask.DependencyRequest, text: str) -> None:
     with pytest.raises(InvalidValue, match=text):
         rig.submit_step("job", entry, size=2)
+
+
+def test_a_snapshot_keeps_the_answers_of_more_dependencies_than_a_number_has_bits() -> None:
+    quotas = Quotas(dependencies_max=100)
+    rig = ready_rig(quotas)
+    jobs = [rig.submit(f"job-{n}") for n in range(100)]
+    last = rig.submit("last", *(after(rig.id(job)) for job in jobs))
+    for job in jobs[1:]:
+        rig.run(job)
+    assert decode(encode(rig.state), quotas).jobs[last].answered == (1 << 100) - 2
+    rig.run(jobs[0])
+    assert rig.status(last) == "RUNNABLE"

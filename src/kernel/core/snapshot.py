@@ -87,7 +87,8 @@ class _Job(Struct, array_like=True):
     reasons: list[Cause]
     history: list[memoryview] | None
     long: list[tuple[int, int]]
-    answered: int = 0
+    answered: int | str = 0
+    """As a text, hexadecimal, where it has more bits than msgpack's numbers."""
 
 
 class _Queue(Struct, array_like=True):
@@ -234,7 +235,7 @@ def _job(job: JobRow) -> _Job:
         children.reasons,
         None if history is None else _history(history),
         [] if history is None else sorted(history.long.items()),
-        job.answered,
+        job.answered if job.answered < 1 << 63 else hex(job.answered),
     )  # fmt: skip
 
 
@@ -293,9 +294,10 @@ def _row(kept: _Job) -> JobRow:
     for name in (
         "touched_ms", "waiting_since_ms",
         "depends_on", "token", "principal", "request_id", "parent", "parent_stopped_ms", "cancelled",
-        "terminated", "answered",
+        "terminated",
     ):  # fmt: skip
         setattr(job, name, getattr(kept, name))
+    job.answered = int(kept.answered, 16) if isinstance(kept.answered, str) else kept.answered
     job.stopping = {i: Stop(StopKind(kind), reason) for i, kind, reason in kept.stopping}
     job.gpus, job.uncounted = dict(kept.gpus), dict(kept.uncounted)
     job.lost, job.flags = dict(kept.lost), dict(kept.flags)
