@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,7 +61,18 @@ def add_parser(commands: Any) -> None:
         help="attempts at the end: let those go on that can (default), wait for all, or stop them to run again",
     )
     parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this descriptor when it is ready")
+    for service in _services():
+        service.add_options(parser)
     parser.set_defaults(main=main)
+
+
+def _services() -> list[Any]:
+    """The installed front ends that can be served; one that fails to load costs its own options only."""
+    found = []
+    for point in sorted(entry_points(group="anybatch.frontends"), key=lambda one: one.name):
+        with contextlib.suppress(Exception):  # `anybatch plugins` says why
+            found.append(point.load())
+    return found
 
 
 def main(options: argparse.Namespace) -> int:
@@ -112,9 +124,13 @@ class _Service:
         arguments = {} if config is None else config.kernel_arguments()
         options = self._options
         kernel = anybatch.Kernel(self._journal, control=options.socket or True, on_close=options.on_close, **arguments)
-        async with kernel:
+        async with kernel, contextlib.AsyncExitStack() as front_ends:
             if config is not None:
                 self._tell(await kernel.apply(config))
+            for service in _services():
+                if service.is_wanted(options):
+                    for line in await front_ends.enter_async_context(service.serve(kernel, options, self._journal)):
+                        say(line)
             say(f"ready: journal {self._journal}, control socket {kernel.control_path}, process {os.getpid()}")
             self._ready()
             failed = await self._until_told(kernel)

@@ -89,7 +89,7 @@ def _names(place: Place, name: str) -> dict[str, str]:
 def _check_managed(api: Api, resources: ComputeResource) -> tuple[str, int, int]:
     """The type and the limits in vCPUs (CE-2, CE-5, 7.2)."""
     kind = resources.type
-    if kind == "ECS_MANAGED_INSTANCES":
+    if kind == "ECS_MANAGED_INSTANCES" or resources.managedInstancesProvider is not None or resources.capacityTags:
         raise unsupported("The type ECS_MANAGED_INSTANCES")
     if not 1 <= resources.maxvCpus <= VCPUS_MAX:
         raise refused(f"maxvCpus must be between 1 and {VCPUS_MAX}")
@@ -166,6 +166,8 @@ def _check_update(
 ) -> tuple[float, float]:
     """The limits that result."""
     kind = there.get("type", "EC2")
+    if asked.managedInstancesProvider is not None or asked.capacityTags is not None:
+        raise unsupported("managedInstancesProvider and capacityTags: the type ECS_MANAGED_INSTANCES")
     if asked.type is not None and asked.type != kind and {asked.type, kind} != {"EC2", "SPOT"}:
         raise refused(f"The type can not be changed from {kind} to {asked.type}")
     if kind in ("FARGATE", "FARGATE_SPOT"):

@@ -8,7 +8,7 @@ import os
 import ssl
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from aiohttp import web
 from anybatch import InvalidValue, Kernel
@@ -16,8 +16,9 @@ from anybatch import InvalidValue, Kernel
 from .api import Api
 from .authenticate import LOCAL_NAMES
 from .identity import Credentials, Identity
+from .listener import Listener
 from .server import Server
-from .settings import BODY_BYTES_MAX, DEFAULT_REGION, IDLE_S_MAX, AwsSettings, check_settings
+from .settings import DEFAULT_REGION, AwsSettings, check_settings
 
 DEFAULT_BIND: Final = "127.0.0.1:8642"
 STOP_S_MAX: Final = 10.0
@@ -87,10 +88,7 @@ class AwsFrontEnd:
 
     async def __aenter__(self) -> Self:
         server = Server(Api(self._kernel, self.settings), self.identity, self._hosts)
-        runner = web.ServerRunner(
-            web.Server(server.handle, request_factory=_request, access_log=None, keepalive_timeout=IDLE_S_MAX),
-            shutdown_timeout=STOP_S_MAX,
-        )
+        runner = web.ServerRunner(Listener(server.handle), shutdown_timeout=STOP_S_MAX)
         await runner.setup()
         try:
             site = web.TCPSite(runner, self._host, self._port, ssl_context=self._tls)
@@ -135,11 +133,3 @@ class AwsFrontEnd:
             "AWS_REGION": region,
         }
         return [f"export {name}={value}" for name, value in found.items()]
-
-
-def _request(
-    message: Any, payload: Any, protocol: Any, writer: Any, task: asyncio.Task[None]
-) -> web.BaseRequest:  # fmt: skip
-    """A request whose body is refused while it arrives if it is too large."""
-    loop = asyncio.get_running_loop()
-    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=BODY_BYTES_MAX)

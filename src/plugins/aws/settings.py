@@ -23,7 +23,7 @@ READ_S_MAX: Final = 20.0
 IDLE_S_MAX: Final = 60.0
 """How long a connection may be idle."""
 CONNECTIONS_MAX: Final = 1000
-"""Connections at a time; those beyond are answered 503 and closed."""
+"""Connections at a time; those beyond are closed."""
 
 
 class BackendChoice(Struct, frozen=True, kw_only=True):

@@ -1,0 +1,173 @@
+"""`anybatch serve --bind ...`: the AWS Batch HTTP API on a kernel that is being served.
+
+Imported for its options alone wherever the command line is; what needs aiohttp is imported when it is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ssl
+import tomllib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import anybatch
+import msgspec
+from anybatch import InvalidValue, PluginError
+
+if TYPE_CHECKING:
+    from .aws import AwsFrontEnd, AwsSettings
+
+LOCAL: Final = "local"
+DOCKER: Final = "docker"
+QUEUE: Final = "default"
+
+
+class AwsFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What `--aws-config` may say; docs/aws.md has every key."""
+
+    account: str = "123456789012"
+    region: str | None = None
+    hosts: list[str] = []
+    submit_rate: float | None = None
+    environments: dict[str, dict[str, Any]] = {}
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+
+
+class AwsService:
+    """What `anybatch serve` asks of a front end: options, whether they ask for it, and the front end itself."""
+
+    @staticmethod
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        """The options of `anybatch serve` that are this front end's."""
+        group = parser.add_argument_group("the AWS Batch HTTP API (docs/aws.md)")
+        group.add_argument("--bind", metavar="HOST:PORT", help="serve it there, such as 127.0.0.1:8642")
+        group.add_argument(
+            "--profile",
+            choices=("aws-strict", "lenient"),
+            default="aws-strict",
+            help="refuse what AWS would refuse (default), or accept what harms nobody",
+        )
+        group.add_argument(
+            "--images",
+            choices=("docker", "local"),
+            default="docker",
+            help="run container definitions in containers (default), or their commands as programs of this machine",
+        )
+        group.add_argument("--no-auth", action="store_true", help="every caller may do everything; on loopback only")
+        group.add_argument("--credentials", metavar="FILE", help="keys and policies (default: <journal>.keys.json)")
+        group.add_argument("--aws-config", metavar="FILE.toml", help="account, region, environments, TLS")
+
+    @staticmethod
+    def is_wanted(options: argparse.Namespace) -> bool:
+        """Whether the options ask for it."""
+        return options.bind is not None
+
+    @staticmethod
+    @contextlib.asynccontextmanager
+    async def serve(kernel: anybatch.Kernel, options: argparse.Namespace, journal: Path) -> AsyncIterator[list[str]]:
+        """The front end for as long as the `async with` lasts; gives the lines to print.
+
+        Raises:
+            RequestError: an option, or a file that one names, is not as it should be.
+            PluginError: aiohttp is not installed.
+        """
+        try:
+            from .aws import AwsFrontEnd
+        except ImportError as e:
+            raise PluginError(f"--bind needs aiohttp: install anybatch[aws] ({e})") from e
+        file = _read(options.aws_config)
+        front_end = AwsFrontEnd(
+            kernel,
+            bind=options.bind,
+            settings=_settings(file, options),
+            credentials=None if options.no_auth else options.credentials or f"{journal}.keys.json",
+            no_auth=options.no_auth,
+            hosts=file.hosts,
+            tls=_tls(file),
+        )
+        made = await _defaults(kernel, options.images)
+        try:
+            async with front_end:
+                yield [*made, *_lines(front_end, options)]
+        except OSError as e:
+            raise InvalidValue("bind", options.bind, f"it cannot be listened on: {e.strerror or e}") from e
+
+
+def _read(path: str | None) -> AwsFile:
+    if path is None:
+        return AwsFile()
+    try:
+        return msgspec.convert(tomllib.loads(Path(path).read_text()), AwsFile)
+    except OSError as e:
+        raise InvalidValue("aws_config", path, f"it cannot be read: {e.strerror}") from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as e:
+        raise InvalidValue("aws_config", path, f"it is not as it should be: {e}") from e
+
+
+def _settings(file: AwsFile, options: argparse.Namespace) -> AwsSettings:
+    from .aws import AwsSettings, BackendChoice
+
+    environments = {}
+    for kind, given in file.environments.items():
+        try:
+            environments[kind] = msgspec.convert(given, BackendChoice)
+        except msgspec.ValidationError as e:
+            raise InvalidValue(f"aws_config.environments.{kind}", given, f"it has backend and options: {e}") from e
+    return AwsSettings(
+        account=file.account,
+        region=file.region,
+        profile=options.profile,
+        images=options.images,
+        environments=environments,
+        submit_rate=file.submit_rate,
+    )
+
+
+def _tls(file: AwsFile) -> ssl.SSLContext | None:
+    if file.tls_certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(file.tls_certificate, file.tls_key)
+    except (OSError, ssl.SSLError) as e:
+        raise InvalidValue("aws_config.tls_certificate", file.tls_certificate, f"it cannot be used: {e}") from e
+    return context
+
+
+async def _defaults(kernel: anybatch.Kernel, images: str) -> list[str]:
+    """Environments and a queue, on a kernel that has none; the lines that say so."""
+    if await kernel.describe_job_queues() or await kernel.describe_compute_environments():
+        return []
+    options = {"ignore_image": True} if images == "local" else {}
+    await kernel.create_compute_environment(LOCAL, backend="process", options=options)
+    found, lines = [LOCAL], [f"made: compute environment {LOCAL} (backend process)"]
+    if images == "docker" and any(
+        plugin.name == DOCKER and plugin.group == "anybatch.backends" and plugin.error is None
+        for plugin in anybatch.list_plugins()
+    ):
+        detail = await kernel.create_compute_environment(DOCKER, backend="docker")
+        if detail.status is anybatch.ResourceStatus.VALID:
+            found.append(DOCKER)
+            lines.append(f"made: compute environment {DOCKER} (backend docker)")
+        else:
+            lines.append(f"no Docker: {detail.status_reason}. Start an engine, or serve with --images local")
+    elif images == "docker":
+        lines.append("no Docker backend is installed: definitions with an image need one, or --images local")
+    await kernel.create_job_queue(QUEUE, priority=1, compute_environments=found)
+    lines.append(f"made: job queue {QUEUE} over {', '.join(found)}")
+    return lines
+
+
+def _lines(front_end: AwsFrontEnd, options: argparse.Namespace) -> list[str]:
+    who = "no authentication: every caller on this machine may do everything"
+    if front_end.identity is not None:
+        who = f"keys and policies: {front_end.identity.path}"
+    return [
+        f"AWS Batch API: {front_end.url}, profile {options.profile}, images {options.images}; {who}",
+        "in a shell:",
+        *(f"    {line}" for line in front_end.export_lines()),
+    ]
