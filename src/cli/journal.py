@@ -196,11 +196,14 @@ their retry strategies say. With --again they do not count, and their jobs wait 
     parser.add_argument(
         "--again", action="store_true", help="run what was under way again, without counting it as lost"
     )
+    parser.add_argument("--disabled", action="store_true", help="with every environment DISABLED: nothing is started")
     parser.add_argument("--no-logs", action="store_true", help="leave the backup's logs out")
 
 
 def _restore(options: argparse.Namespace) -> int:
-    done: RestoreReport = restore(options.backup, options.journal, again=options.again, logs=not options.no_logs)
+    done: RestoreReport = restore(
+        options.backup, options.journal, again=options.again, disabled=options.disabled, logs=not options.no_logs
+    )
     if options.json:
         _print_json(done)
         return SOUND

@@ -22,7 +22,7 @@ from .core.states import RUNNING, STARTING
 from .journal_check import RECORDS, is_whole_record, snapshot_row
 from .journal_db import BACKUP_ID, CURSOR_TABLE, clear, create, epoch_crc, is_whole
 from .journal_mark import read_mark
-from .journal_place import sync_folder
+from .journal_place import holder_of, sync_folder
 from .journal_read import Source, files_of, reading, rows_of, snapshots_of, state_of
 
 BACKUP_TABLE: Final = "CREATE TABLE backup (name TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID"
@@ -70,6 +70,16 @@ def back_up(path: Path, to: Path, *, logs: bool = False) -> BackupReport:
         JournalDamaged: something of the journal cannot be read. There is no backup.
         JournalError: the journal cannot be read, or the backup cannot be written.
     """
+    held_by = holder_of(files_of(path) / "lock")
+    try:
+        return _back_up(path, to, logs=logs)
+    except JournalDamaged:
+        if holder_of(files_of(path) / "lock") == held_by:
+            raise
+    return _back_up(path, to, logs=logs)  # a kernel has come or gone, and what was read was neither before nor after
+
+
+def _back_up(path: Path, to: Path, *, logs: bool) -> BackupReport:
     path, to = Path(os.path.realpath(path)), Path(os.path.realpath(to))
     for there in (to, logs_of(to)) if logs else (to,):
         if there.exists() or there.is_symlink():

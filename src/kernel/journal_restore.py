@@ -21,9 +21,9 @@ from msgspec import Struct
 
 from .core.errors import JournalDamaged, JournalError
 from .core.events import AnyEvent, KernelOpened
-from .core.inputs import Ended, StopRunning
+from .core.inputs import Ended, StopRunning, UpdateEnvironment
 from .core.machine import handle, replay
-from .core.model import ExitKind
+from .core.model import ExitKind, ResourceState
 from .core.snapshot import encode
 from .core.state import JobRow, KernelState
 from .core.states import FAILED
@@ -59,11 +59,12 @@ class RestoreReport(Struct, kw_only=True):
     logs: bool = False
 
 
-def restore(backup: Path, to: Path, *, again: bool = False, logs: bool = True) -> RestoreReport:
+def restore(backup: Path, to: Path, *, again: bool = False, disabled: bool = False, logs: bool = True) -> RestoreReport:
     """Make a journal at `to`, where there is nothing yet, of a backup.
 
-    `again`: attempts that were under way are not held against their jobs, which are RUNNABLE again. `logs`: with the
-    backup's logs, if it has any. The journal is there as a whole and on disk, or not at all.
+    `again`: attempts that were under way are not held against their jobs, which are RUNNABLE again. `disabled`: every
+    environment is DISABLED, so that nothing runs before somebody enables one. `logs`: with the backup's logs, if it
+    has any. The journal is there as a whole and on disk, or not at all.
 
     Raises:
         JournalDamaged: the backup cannot be read.
@@ -82,7 +83,7 @@ def restore(backup: Path, to: Path, *, again: bool = False, logs: bool = True) -
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
             new = folder / to.name
             about, side = _copy(backup, new)
-            report = asyncio.run(_open_anew(new, about, again=again))
+            report = asyncio.run(_open_anew(new, about, again=again, disabled=disabled))
             for name, data in side:
                 (files_of(new) / name).write_bytes(data)
             report.logs = logs and logs_of(backup).is_dir()
@@ -123,7 +124,7 @@ def _fill(source: Source, new: Path) -> None:
         finish(db, part, new)
 
 
-async def _open_anew(new: Path, about: About, *, again: bool) -> RestoreReport:
+async def _open_anew(new: Path, about: About, *, again: bool, disabled: bool) -> RestoreReport:
     """Give the journal its new id and epoch, and let go of what ran."""
     journal = FileJournal(new)
     try:
@@ -140,6 +141,9 @@ async def _open_anew(new: Path, about: About, *, again: bool) -> RestoreReport:
             events += handle(state, StopRunning(environments=None), now_ms).events
         for serial, indexes in running.items():
             events += _lose(state, state.jobs[serial], indexes)
+        for name in list(state.environments) if disabled else ():
+            request = UpdateEnvironment(name=name, state=ResourceState.DISABLED)
+            events += handle(state, request, now_ms).events
         journal.commit(now_ms, events)
         journal.put_snapshot(encode(state))
         await journal.sync()

@@ -239,6 +239,47 @@ def killed_in(module: str, name: str, *arguments: Path) -> None:
     assert done.returncode == -signal.SIGKILL
 
 
+def test_a_copy_may_be_made_that_starts_nothing_until_it_is_told(tmp_path: Path) -> None:
+    async def original() -> str:
+        async with Kernel(tmp_path / "j.db") as kernel:
+            await kernel.create_compute_environment("e", backend="null", max_vcpus=1)
+            await kernel.create_job_queue("q", priority=1, compute_environments=["e"])
+            return (await kernel.submit_job("job", queue="q", command=["x"], vcpus=2)).id
+
+    async def copy(job_id: str) -> None:
+        async with Kernel(tmp_path / "c.db") as kernel:
+            (environment,) = await kernel.describe_compute_environments()
+            assert environment.state == "DISABLED"
+            await kernel.update_compute_environment("e", max_vcpus=2)
+            assert [reason.code for reason in await kernel.explain(job_id)] == ["ENVIRONMENT_DISABLED"]
+            await kernel.update_compute_environment("e", state="ENABLED")
+            assert (await kernel.wait(job_id)).status is JobStatus.SUCCEEDED
+
+    job_id = asyncio.run(original())
+    back_up(tmp_path / "j.db", tmp_path / "b")
+    restore(tmp_path / "b", tmp_path / "c.db", disabled=True)
+    asyncio.run(copy(job_id))
+
+
+def test_a_kernel_that_begins_during_a_backup_has_it_made_again(
+    journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holders = iter([None, "a kernel"])
+    real, calls = journal_backup._back_up, list[Path]()
+
+    def at_first_torn(path: Path, to: Path, *, logs: bool) -> journal_backup.BackupReport:
+        calls.append(to)
+        if len(calls) == 1:
+            raise JournalDamaged("torn")
+        return real(path, to, logs=logs)
+
+    monkeypatch.setattr(journal_backup, "holder_of", lambda _: next(holders))
+    monkeypatch.setattr(journal_backup, "_back_up", at_first_torn)
+    back_up(journal, tmp_path / "b")
+    assert len(calls) == 2
+    assert inspect(tmp_path / "b").sound
+
+
 @pytest.mark.parametrize("name", ["copy_rows", "sync_file", "publish"])
 def test_a_backup_that_is_killed_leaves_no_half_of_one(journal: Path, tmp_path: Path, name: str) -> None:
     target = tmp_path / "kept" / "b"
