@@ -18,10 +18,11 @@ LOCAL_NAMES: Final = frozenset(("localhost", "127.0.0.1", "[::1]"))
 
 
 class Caller(NamedTuple):
-    """Who calls, and the region that the call was signed for (None: it was not signed)."""
+    """Who calls, the region that the call was signed for (None: it was not signed), and by which key."""
 
     principal: Principal
     region: str | None
+    access_key: str = ""
 
 
 def check_source(headers: Mapping[str, str], hosts: frozenset[str], *, has_body: bool, forms: bool) -> None:
@@ -69,4 +70,4 @@ def authenticate(
     secret, principal = identity.find(authorization.key, headers.get("x-amz-security-token"))
     time = check_time(headers.get("x-amz-date"), authorization.date, datetime.now(UTC))
     check_signature(authorization, secret, method=method, path=path, query=query, headers=headers, body=body, time=time)
-    return Caller(principal, authorization.region)
+    return Caller(principal, authorization.region, authorization.key)

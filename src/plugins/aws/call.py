@@ -28,6 +28,12 @@ class Call(Struct):
     remote: str = ""
     secure: bool = False
     user_agent: str = ""
+    service: str = "batch"
+    operation: str = ""
+    """Its name; empty until it is clear what is asked for."""
+    given: bytes | dict[str, Any] | None = None
+    """What came with it."""
+    access_key: str = ""
     ignored: list[str] = []
     """Members that were accepted but have no effect here: they go into the header `x-anybatch-ignored`."""
 

@@ -15,11 +15,12 @@ from urllib.parse import parse_qsl, unquote
 import msgspec
 import structlog
 from aiohttp import web
-from anybatch import KernelClosed, RequestError
+from anybatch import JournalError, KernelClosed, RequestError
 
 from . import sts
 from .api import Api
 from .arns import Place
+from .audit import FRONT_END, UNKNOWN, cloudtrail, is_read_only
 from .authenticate import FORM_TYPE, authenticate, check_source
 from .authorize import authorize
 from .call import Call
@@ -84,6 +85,12 @@ class Server:
         settings = self._api.settings
         call = Call(Place(settings.account, settings.region or DEFAULT_REGION), str(uuid.uuid4()), ignored=[])
         call.remote, call.secure = request.remote or "", request.secure
+        response, error, body = await self._outcome(call, request)
+        await self._record(call, error, body)
+        return response
+
+    async def _outcome(self, call: Call, request: web.BaseRequest) -> tuple[web.Response, ApiError | None, Any]:
+        """The response, and what it says: an error, or a body."""
         form = "application/json"
         try:
             headers = {name.lower(): value for name, value in request.headers.items()}
@@ -92,21 +99,37 @@ class Server:
                 form = FORM_TYPE
             elif "x-amz-target" in headers:
                 form = JSON_1_1
-            return self._respond(call, 200, await self._answer(call, request, headers), form)
+            body = await self._answer(call, request, headers)
+            return self._respond(call, 200, body, form), None, body
         except ApiError as e:
-            return self._fail(call, e, form)
+            error = e
         except RequestError as e:
-            return self._fail(call, translate(e), form)
+            error = translate(e)
         except KernelClosed as e:
-            return self._fail(call, ApiError(f"{e}", code="ServerException", status=503), form)
+            error = ApiError(f"{e}", code="ServerException", status=503)
         except web.HTTPException as e:
-            return self._fail(call, ApiError(e.reason, status=e.status), form)
+            error = ApiError(e.reason, status=e.status)
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception:
             log.exception("aws_call_failed", path=request.raw_path[:200], request=call.request_id)
             error = ApiError("An internal error has occurred", code="ServerException", status=500)
-            return self._fail(call, error, form)
+        return self._fail(call, error, form), error, None
+
+    async def _record(self, call: Call, error: ApiError | None, body: Any) -> None:
+        """Take the call down in the kernel's audit stream. What was done stays done if that fails."""
+        try:
+            await self._api.kernel.record_call(
+                call.operation or UNKNOWN,
+                front_end=FRONT_END,
+                principal=call.principal.name,
+                request_id=call.request_id,
+                read_only=is_read_only(call.operation),
+                error_code=None if error is None else error.code,
+                detail=cloudtrail(call, error, body),
+            )
+        except (KernelClosed, JournalError) as e:
+            log.error("aws_call_not_recorded", request=call.request_id, operation=call.operation, error=str(e))
 
     async def _answer(self, call: Call, request: web.BaseRequest, headers: dict[str, str]) -> Any:
         path, _, query = request.raw_path.partition("?")
@@ -117,10 +140,12 @@ class Server:
         except TimeoutError:
             raise ApiError("The request took too long to arrive", status=408) from None
         route = _route(request.method, path, query, headers, body)
+        call.service, call.given = route.service, route.given
+        call.operation = "GetCallerIdentity" if route.operation is None else route.operation.name
         caller = authenticate(
             self._identity, route.service, method=request.method, path=path, query=query, headers=headers, body=body
         )
-        call.principal = caller.principal
+        call.principal, call.access_key = caller.principal, caller.access_key
         if caller.region is not None and caller.region != call.place.region:
             if self._api.settings.region is not None and self._identity is not None:
                 raise invalid(f"Credential should be scoped to a valid region: {call.place.region!r}. ")

@@ -1,0 +1,78 @@
+"""A call as CloudTrail records one (contract CT-10, CT-11), and whether it only reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+from uuid import uuid4
+
+import msgspec
+
+from .call import Call
+from .errors import ApiError
+
+FRONT_END: Final = "aws"
+READS: Final = ("Describe", "List", "Get", "Filter")
+"""How the names of operations begin that change nothing."""
+UNKNOWN: Final = "UnknownOperation"
+"""The operation of a call that was refused before it was clear what it asks for."""
+HIDDEN: Final = frozenset({"SecretAccessKey", "SessionToken"})
+"""Members of responses that no record may have."""
+
+
+def is_read_only(operation: str) -> bool:
+    """CT-11."""
+    return operation.startswith(READS)
+
+
+def cloudtrail(call: Call, error: ApiError | None, body: Any) -> dict[str, Any]:
+    """The record. `body`: what was answered, where it succeeded."""
+    operation = call.operation or UNKNOWN
+    read_only = is_read_only(operation)
+    record = {
+        "eventVersion": "1.08",
+        "userIdentity": {
+            "type": "IAMUser",
+            "principalId": call.principal.name,
+            "arn": call.principal.arn(call.place.account),
+            "accountId": call.place.account,
+            "userName": call.principal.name,
+        },
+        "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "eventSource": f"{call.service}.amazonaws.com",
+        "eventName": operation,
+        "awsRegion": call.place.region,
+        "sourceIPAddress": call.remote,
+        "userAgent": call.user_agent,
+        "requestParameters": _parameters(call.given),
+        "responseElements": None if read_only or error is not None else _elements(body),
+        "requestID": call.request_id,
+        "eventID": str(uuid4()),
+        "readOnly": read_only,
+        "eventType": "AwsApiCall",
+        "managementEvent": True,
+        "recipientAccountId": call.place.account,
+        "eventCategory": "Management",
+    }
+    if call.access_key:
+        record["userIdentity"]["accessKeyId"] = call.access_key
+    if error is not None:
+        record |= {"errorCode": error.code, "errorMessage": error.message}
+    return record
+
+
+def _parameters(given: bytes | Mapping[str, Any] | None) -> Any:
+    if not isinstance(given, bytes):
+        return given
+    try:
+        return msgspec.json.decode(given) if given.strip() else {}
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+
+
+def _elements(body: Any) -> Any:
+    """A response's members; None for one that is no JSON, or has none."""
+    if not isinstance(body, Mapping):
+        return None
+    return {name: value for name, value in body.items() if name not in HIDDEN} or None
