@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import TextIO
 
 import structlog
 
-from . import actions, check, jobs, journal, plugins, resources, run, serve, streams, submit
+from . import actions, check, completion, jobs, journal, plugins, resources, run, serve, streams, submit, top
 from .console import silence
 from .runner import ENGINE_FAILED
 
@@ -26,6 +27,7 @@ examples:
   anybatch ps                           how jobs stand: of a `serve` or of a `run`, from a second terminal
   anybatch logs -f JOB                  what a job writes
   anybatch explain JOB                  why it waits, or why it failed
+  anybatch top                          watch queues, environments and jobs
   anybatch plugins                      what is installed
 
 `anybatch COMMAND --help` tells more.
@@ -40,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = words[words.index("--") + 1 :]
         words = words[: words.index("--")]
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:
+        completion.answer(parser)  # does not return
     try:
         options = parser.parse_args(words)
     except SystemExit as e:  # argparse has said why
@@ -81,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     streams.add_parsers(commands)
     actions.add_parsers(commands)
     resources.add_parsers(commands)
+    top.add_parser(commands)
     plugins.add_parser(commands)
+    completion.add_parser(commands)
     return parser
 
 

@@ -34,13 +34,13 @@ def add_parsers(commands: Any) -> None:
     queues = add_command(
         commands, "queues", queues_main, brief="list job queues", text="List job queues.", examples=QUEUES_EXAMPLES
     )
-    queues.add_argument("names", nargs="*", metavar="NAME", help="only these")
+    queues.add_argument("queues", nargs="*", metavar="NAME", help="only these")
     add_options(queues)
     environments = add_command(
         commands, "environments", environments_main, brief="list compute environments and their hosts",
         text="List compute environments with their hosts, and what is free there.", examples=ENVIRONMENTS_EXAMPLES,
     )  # fmt: skip
-    environments.add_argument("names", nargs="*", metavar="NAME", help="only these")
+    environments.add_argument("environments", nargs="*", metavar="NAME", help="only these")
     add_options(environments)
     drain = add_command(
         commands, "drain", drain_main, brief="place nothing more in an environment or on a host",
@@ -48,7 +48,7 @@ def add_parsers(commands: Any) -> None:
         "there.\nWhat runs goes on, what waits keeps its place. It holds until it is undone, for later kernels too.",
         examples=DRAIN_EXAMPLES,
     )  # fmt: skip
-    drain.add_argument("names", nargs="*", metavar="ENVIRONMENT", help="the environments")
+    drain.add_argument("environments", nargs="*", metavar="ENVIRONMENT", help="the environments")
     drain.add_argument("--all", action="store_true", help="all environments")
     drain.add_argument("--host", action="append", metavar="HOST", help="only this host of it; may be given again")
     drain.add_argument("--undo", action="store_true", help="place there again")
@@ -61,12 +61,12 @@ def queues_main(options: argparse.Namespace) -> int:
 
     async def work() -> int:
         async with kernel_of(options, looks=True) as kernel:
-            found = await kernel.describe_job_queues(options.names or None)
+            found = await kernel.describe_job_queues(options.queues or None)
         if options.json:
             print_json(found)
             return 0
         rows = [
-            (q.name, str(q.priority), _state(q.state, q.status), str(q.unfinished), ", ".join(q.compute_environments))
+            (q.name, str(q.priority), state_of(q.state, q.status), str(q.unfinished), ", ".join(q.compute_environments))
             for q in sorted(found, key=lambda q: (-q.priority, q.name))
         ]
         print_table(("name", "priority", "status", "unfinished", "environments"), rows, status=2)
@@ -75,7 +75,7 @@ def queues_main(options: argparse.Namespace) -> int:
     return carry_out(options, work)
 
 
-def _state(state: str, status: str) -> str:
+def state_of(state: str, status: str) -> str:
     """One word: what keeps it from working comes first."""
     return str(state if status == "VALID" and state != "ENABLED" else status)
 
@@ -85,16 +85,25 @@ def environments_main(options: argparse.Namespace) -> int:
 
     async def work() -> int:
         async with kernel_of(options, looks=True) as kernel:
-            found = await kernel.describe_compute_environments(options.names or None)
+            found = await kernel.describe_compute_environments(options.environments or None)
         if options.json:
             print_json(found)
             return 0
         rows = []
         for one in found:
-            rows.append((one.name, one.backend, _state(one.state, one.status), _used(one.hosts), "", _attempts(one)))
+            rows.append(
+                (
+                    one.name,
+                    one.backend,
+                    state_of(one.state, one.status),
+                    vcpus_of(one.hosts),
+                    memory_of(one.hosts),
+                    _attempts(one),
+                )
+            )
             for host in one.hosts:
                 state = str(host.state) if host.state_reason is None else f"{host.state} ({host.state_reason})"
-                rows.append((f"  {host.name}", "", state, _used((host,)), _memory(host), str(host.attempts)))
+                rows.append((f"  {host.name}", "", state, vcpus_of((host,)), memory_of((host,)), str(host.attempts)))
         print_table(("name", "backend", "status", "vCPUs used", "MiB used", "attempts"), rows, status=2)
         for one in found:
             if one.status is anybatch.ResourceStatus.INVALID:
@@ -104,16 +113,19 @@ def environments_main(options: argparse.Namespace) -> int:
     return carry_out(options, work)
 
 
-def _used(hosts: tuple[anybatch.HostDetail, ...]) -> str:
+def vcpus_of(hosts: tuple[anybatch.HostDetail, ...]) -> str:
     """How many vCPUs are in use, of all; what is sent ahead of a free slot uses none yet."""
     total = sum(host.vcpus for host in hosts)
     return f"{total - sum(max(host.free_vcpus, 0) for host in hosts):g}/{total:g}"
 
 
-def _memory(host: anybatch.HostDetail) -> str:
-    if host.memory_mib is None or host.free_memory_mib is None:
-        return "not counted"
-    return f"{host.memory_mib - max(host.free_memory_mib, 0)}/{host.memory_mib}"
+def memory_of(hosts: tuple[anybatch.HostDetail, ...]) -> str:
+    """How much memory is in use, of all, where it is counted."""
+    counted = [host for host in hosts if host.memory_mib is not None]
+    if not counted:
+        return "not counted" if hosts else "0/0"
+    total = sum(host.memory_mib or 0 for host in counted)
+    return f"{total - sum(max(host.free_memory_mib or 0, 0) for host in counted)}/{total}"
 
 
 def _attempts(environment: anybatch.EnvironmentDetail) -> str:
@@ -127,12 +139,12 @@ def drain_main(options: argparse.Namespace) -> int:
     """Drain, or undo it."""
 
     async def work() -> int:
-        if bool(options.names) == options.all:
-            raise anybatch.InvalidValue("ENVIRONMENT", options.names, "name environments, or give --all")
-        if options.host and len(options.names) != 1:
+        if bool(options.environments) == options.all:
+            raise anybatch.InvalidValue("ENVIRONMENT", options.environments, "name environments, or give --all")
+        if options.host and len(options.environments) != 1:
             raise anybatch.InvalidValue("--host", options.host, "name the one environment that the hosts are of")
         async with kernel_of(options) as kernel:
-            names = options.names or [one.name for one in await kernel.describe_compute_environments()]
+            names = options.environments or [one.name for one in await kernel.describe_compute_environments()]
             await kernel.describe_compute_environments(names)  # all of them are there
             for name in names:
                 await _drain(kernel, name, options)

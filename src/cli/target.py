@@ -38,8 +38,7 @@ class NoTarget(anybatch.AnyBatchError):
 
 def add_options(parser: argparse.ArgumentParser, *, json: bool = True) -> None:
     """What all commands that talk to a kernel have."""
-    where = parser.add_argument("--journal", metavar="PATH", help="the kernel's journal, or its control socket")
-    where.complete = "file"  # type: ignore[attr-defined]
+    parser.add_argument("--journal", metavar="PATH", help="the kernel's journal, or its control socket")
     if json:
         parser.add_argument("--json", action="store_true", help="print JSON, with times in UTC")
 

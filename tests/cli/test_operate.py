@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 COMMANDS = [
     "run", "check", "serve", "submit", "ps", "describe", "logs", "events", "explain", "cancel", "terminate", "wait",
-    "queues", "environments", "drain", "plugins",
+    "queues", "environments", "drain", "top", "completion", "plugins",
 ]  # fmt: skip
 UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 CHILDREN = ["sh", "-c", "echo child $AWS_BATCH_JOB_ARRAY_INDEX; test $AWS_BATCH_JOB_ARRAY_INDEX != 2"]
@@ -266,10 +266,24 @@ def test_a_killed_kernel_is_looked_at_and_found_again(quick: Quick, serve: Serve
 
 def test_nothing_is_coloured_in_a_pipe(served: Quick) -> None:
     served("submit", "--name", "bad", "--wait", "--", "false").expect(1)
-    for words in (["ps"], ["describe", "bad"], ["queues"], ["environments"], ["events"], ["explain", "bad"]):
+    for words in (["ps"], ["describe", "bad"], ["queues"], ["environments"], ["events"], ["explain", "bad"], ["top"]):
         assert "\x1b" not in served(*words).expect(0).out
     served.environment |= {"TZ": "Asia/Tokyo"}
     assert "\x1b" not in served("ps", "nobody").expect(2).err
+
+
+def test_top_in_a_pipe_is_one_look(served: Quick) -> None:
+    served("submit", "--name", "looked-at", "-a", "3", "--wait", "--", "true").expect(0)
+    served("submit", "--name", "held", "--vcpus", "99", "--", "true").expect(0)
+    lines = served("top").expect(0).out.splitlines()
+    (row,) = [line for line in lines if line.startswith("held ")]
+    assert re.search(r"held  +default  ·+  RUNNABLE  +\d.*  NEVER_FITS: needs 99 vCPU; environment 'local' has 2", row)
+    assert re.search(r"looked-at  +default  █+  3/3  ", "\n".join(lines))
+    look = served("top", "--json").expect(0).json
+    assert set(look) == {"at", "kernel", "journal", "queues", "environments", "jobs", "more"}
+    (held,) = [row for row in look["jobs"] if row["job"]["name"] == "held"]
+    assert held["reasons"][0]["code"] == "NEVER_FITS"
+    served("cancel", "held").expect(0)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

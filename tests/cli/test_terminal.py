@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from .conftest import Cli
+    from .conftest import Cli, Quick
 
 JOBS = """
 [jobs.squares]
@@ -48,6 +48,13 @@ class Terminal:
         while piece := self._read():
             self.screen += piece
         return self.process.wait()
+
+    def until(self, text: str) -> None:
+        """Read until this has been on the screen."""
+        while text not in self.screen:
+            piece = self._read()
+            assert piece, self.screen
+            self.screen += piece
 
     def _read(self) -> str:
         try:
@@ -141,3 +148,17 @@ def test_ctrl_c_at_the_terminal(cli: Cli) -> None:
     assert "to go on with this run: " in found.screen
     assert found.screen.count("\x1b[?25l") == found.screen.count("\x1b[?25h") == 1, "the cursor is back"
     assert (cli.folder / "got").read_text().split() == ["term"]
+
+
+def test_top_is_drawn_anew_until_ctrl_c_and_leaves_the_terminal_as_it_was(served: Quick) -> None:
+    served("submit", "--name", "watched", "-a", "3", "--wait", "--", "true").expect(0)
+    served("submit", "--name", "misfit", "--vcpus", "99", "--", "true").expect(0)
+    with terminal(served, "top", "-d", "0.1", columns=140, rows=30) as found:
+        found.until("NEVER_FITS: needs 99 vCPU")
+        assert "watched" in found.screen
+        assert COLOUR.search(found.screen)
+        served("cancel", "misfit").expect(0)
+        found.until("Cancelled by its owner")
+        found.press(b"\x03")
+        assert found.wait() == 130
+        assert found.screen.rstrip().endswith("\x1b[?25h") or "\x1b[?1049l" in found.screen[-200:]
