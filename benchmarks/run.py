@@ -37,6 +37,7 @@ import plot
 
 HERE = Path(__file__).resolve().parent
 FORMAT = 1
+SESSIONS_MAX = 1_000  # commands of an SSH session each: slow, and their rate does not depend on their number
 Figure = dict[str, Any]
 PEER_S_MAX = 300
 ENGINES = {  # peers that are engines: their script, with its further arguments
@@ -163,6 +164,17 @@ def plan(*, quick: bool, n: int | None) -> list[Benchmark]:
                 Part("true_processes", {"n": n, "slots": 8, "engines": engines("true")}),
                 *engine_parts("true", max(20, n // 10), 8),
             ),
+        ),
+        *(
+            Benchmark(
+                f"ssh_hosts_{slots}_{delay_ms}ms",
+                few,
+                tuple(
+                    Part("ssh_hosts", {"who": who, "n": most, "slots": slots, "delay_ms": delay_ms})
+                    for who, most in (("ssh", n), ("process", n), ("session", min(n, SESSIONS_MAX)))
+                ),
+            )
+            for slots, delay_ms in (() if quick else ((2, 0), (2, 20), (8, 0), (8, 20)))
         ),
     ]
 

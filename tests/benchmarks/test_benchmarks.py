@@ -76,3 +76,10 @@ def made(low: float, median: float, high: float) -> dict[str, Any]:
     """A figure of which less is better."""
     found: dict[str, Any] = {"benchmark": "b", "name": "f", "unit": "us", "better": "less"}
     return found | {"values": [low, median, high], "n": 3, "min": low, "median": median, "max": high}
+
+
+def test_the_benchmark_of_ssh_hosts_works() -> None:
+    """Not among the quick ones: it needs a real sshd."""
+    for who, delay_ms in (("ssh", 2), ("session", 0)):
+        figures = json.loads(run("ssh_hosts.py", json.dumps({"who": who, "n": 20, "slots": 4, "delay_ms": delay_ms})))
+        assert figures[0]["value"] > 0
