@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import anyio
 import asyncssh
@@ -119,6 +119,7 @@ class SshHost:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closing = False
+        self._again = False  # its settings have changed: connect with those
 
     @property
     def name(self) -> str:
@@ -143,8 +144,8 @@ class SshHost:
         if not self.tried.is_set():
             self._down("it does not answer yet")
 
-    def adopt(self, spec: HostSpec, options: SshOptions, context: BackendContext) -> None:
-        """Go on with other settings; a connection stays if it would be made in the same way."""
+    def adopt(self, spec: HostSpec, options: SshOptions, context: BackendContext) -> bool:
+        """Go on with other settings; True: the connection has to be made anew, as it would be another one."""
         again = self._way(self.spec, self.options) != self._way(spec, options)
         self.spec, self.options, self._context = spec, options, context
         self.reports.context = context
@@ -156,11 +157,15 @@ class SshHost:
         self.tell()
         if again and self.connection is not None:
             self.connection.abort()
+        if again:
+            self._again = True
+            self.tried.clear()
         if again or self.connection is None:
             self._wake.set()
+        return again
 
     @staticmethod
-    def _way(spec: HostSpec, options: SshOptions) -> Any:
+    def _way(spec: HostSpec, options: SshOptions) -> tuple[object, ...]:
         same = msgspec.structs.replace(spec, zone=None, vcpus_milli=None, memory_mib=None, gpus=None)
         return same, options.known_hosts, options.ssh_config, options.use_agent, options.folder, options.path
 
@@ -221,18 +226,24 @@ class SshHost:
         """Connect, watch, and connect again."""
         wait_s = RETRY_S
         while not self._closing:
+            self._again = False
             try:
                 await self._attach()
                 wait_s = RETRY_S
-                self._up()
-                why = await self._watch()
+                why = "other settings"
+                if not self._again:
+                    self._up()
+                    why = await self._watch()
                 await self._disconnect()
-                self._down(why)
             except (HostError, BackendError, OSError) as error:
                 await self._disconnect()
                 if isinstance(error, HostError) and error.lasting:
                     wait_s = RETRY_S_MAX
-                self._down(str(error) or type(error).__name__)
+                why = str(error) or type(error).__name__
+            if self._again:  # what came of the former settings tells nothing
+                wait_s = RETRY_S
+                continue
+            self._down(why)
             self._give_up_if_due()
             self._wake.clear()
             with anyio.move_on_after(min(wait_s, self._until_given_up())):

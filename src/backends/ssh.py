@@ -70,7 +70,8 @@ class SshBackend:
             by_host.setdefault(launch.host, []).append(launch)
         for name, spec in specs.items():
             if name in self._hosts:
-                self._hosts[name].adopt(spec, options, context)
+                if self._hosts[name].adopt(spec, options, context):
+                    fresh.append(self._hosts[name])
             else:
                 fresh.append(self._add(spec, options, context, capacities.get(name), by_host.get(name, ())))
         for name in by_host.keys() - specs.keys():

@@ -12,7 +12,7 @@ from typing import TextIO
 
 import structlog
 
-from . import actions, check, completion, jobs, journal, plugins, resources, run, serve, streams, submit, top
+from . import actions, check, completion, hosts, jobs, journal, plugins, resources, run, serve, streams, submit, top
 from .console import silence
 from .runner import ENGINE_FAILED
 
@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     actions.add_parsers(commands)
     resources.add_parsers(commands)
     top.add_parser(commands)
+    hosts.add_parsers(commands)
     plugins.add_parser(commands)
     completion.add_parser(commands)
     return parser

@@ -19,6 +19,7 @@ from .table import columns
 STATUS_STYLES: Final = {
     "SUCCEEDED": "green", "FAILED": "red", "RUNNING": "yellow", "STARTING": "yellow",
     "VALID": "green", "INVALID": "red", "DISABLED": "yellow",
+    "ACTIVE": "green", "DRAINING": "yellow", "DRAINED": "yellow", "UNAVAILABLE": "red",
 }  # fmt: skip
 
 

@@ -19,6 +19,9 @@ from typing import Any
 import pytest
 import structlog
 from anybatch.cli import main
+from ssh_rig import lab
+
+__all__ = ["lab"]  # a fixture
 
 ANYBATCH = [sys.executable, "-m", "anybatch"]
 
