@@ -105,6 +105,16 @@ def plan(*, quick: bool, n: int | None) -> list[Benchmark]:
             "null_array_slots", few, tuple(Part("null_array", {"size": small, "slots": slots}) for slots in (2, 8))
         ),
         Benchmark("submit", few, (Part("submit", {"sizes": sizes} | turns),)),
+        Benchmark(
+            "aws_api",
+            few,
+            (
+                Part(
+                    "aws_api",
+                    {"submits": 50, "describes": 10, "peer_submits": 20, "connections": 4} | turns if quick else {},
+                ),
+            ),
+        ),
         Benchmark("describe_cancel", few, (Part("describe_cancel", {"sizes": sizes} | turns),)),
         *(
             Benchmark(f"shape_{shape}", few, (Part("shapes", {"shape": shape, "size": 200 if quick else 10_000}),))

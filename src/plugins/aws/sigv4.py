@@ -71,7 +71,7 @@ def check_time(header: str | None, date: str, now: datetime) -> str:
         ApiError: it is not.
     """
     try:
-        when = datetime.strptime(header or "", _TIME).replace(tzinfo=UTC)
+        when = _parse_time(header or "")
     except ValueError:
         raise denied("Authorization header requires existence of either a 'X-Amz-Date' or a 'Date' header.",
                      "IncompleteSignatureException") from None  # fmt: skip
@@ -84,6 +84,12 @@ def check_time(header: str | None, date: str, now: datetime) -> str:
         raise invalid(f"Signature {word}: {header} is now {'earlier' if age > 0 else 'later'} than "
                       f"{now.strftime(_TIME)} ({WINDOW_S / 60:.0f} min.)")  # fmt: skip
     return header
+
+
+@lru_cache(maxsize=64)
+def _parse_time(text: str) -> datetime:
+    """Many calls come in one second."""
+    return datetime.strptime(text, _TIME).replace(tzinfo=UTC)
 
 
 def invalid(message: str) -> ApiError:
