@@ -85,3 +85,16 @@ def test_a_call_by_nobody_known_is_recorded_as_anonymous(served: Served) -> None
     assert (record.principal, record.operation, record.error_code) == (
         "anonymous", "DescribeJobs", headers["x-amzn-ErrorType"],
     )  # fmt: skip
+
+
+def test_w_10_what_no_record_can_hold_costs_the_record_its_parameters_and_never_the_call(served: Served) -> None:
+    define(served.client(), "d", "true")
+    body = b'{"jobName": "odd", "jobQueue": "q", "jobDefinition": "d", "unknown": 1' + b"0" * 40 + b"}"
+    status, answer, _ = served.post("/v1/submitjob", body, User_Agent="ag\xe9nt")
+    assert status == 200
+    record = last(served)
+    assert (record.operation, record.error_code) == ("SubmitJob", None)
+    assert record.detail["requestParameters"] == {"omitted": "it has values that cannot be recorded"}
+    assert record.detail["requestID"] == record.request_id
+    assert record.detail["userAgent"].startswith("ag")
+    assert answer["jobId"]

@@ -62,6 +62,18 @@ def cloudtrail(call: Call, error: ApiError | None, body: Any) -> dict[str, Any]:
     return record
 
 
+def reduced(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without what cannot be kept: numbers beyond 64 bits, and text that is no UTF-8."""
+    found = dict(record)
+    for name, value in record.items():
+        if isinstance(value, str):
+            found[name] = value.encode(errors="replace").decode()
+    for name in ("requestParameters", "responseElements"):
+        if record[name] is not None:
+            found[name] = {"omitted": "it has values that cannot be recorded"}
+    return found
+
+
 def _parameters(given: bytes | Mapping[str, Any] | None) -> Any:
     if not isinstance(given, bytes):
         return given

@@ -20,7 +20,7 @@ from anybatch import JournalError, KernelClosed, RequestError
 from . import sts
 from .api import Api
 from .arns import Place
-from .audit import FRONT_END, UNKNOWN, cloudtrail, is_read_only
+from .audit import FRONT_END, UNKNOWN, cloudtrail, is_read_only, reduced
 from .authenticate import FORM_TYPE, authenticate, check_source
 from .authorize import authorize
 from .call import Call
@@ -118,18 +118,25 @@ class Server:
 
     async def _record(self, call: Call, error: ApiError | None, body: Any) -> None:
         """Take the call down in the kernel's audit stream. What was done stays done if that fails."""
+        record = cloudtrail(call, error, body)
         try:
-            await self._api.kernel.record_call(
-                call.operation or UNKNOWN,
-                front_end=FRONT_END,
-                principal=call.principal.name,
-                request_id=call.request_id,
-                read_only=is_read_only(call.operation),
-                error_code=None if error is None else error.code,
-                detail=cloudtrail(call, error, body),
-            )
-        except (KernelClosed, JournalError) as e:
+            try:
+                await self._write(call, error, record)
+            except RequestError:  # clients may send numbers and characters that no record can hold
+                await self._write(call, error, reduced(record))
+        except (KernelClosed, JournalError, RequestError) as e:
             log.error("aws_call_not_recorded", request=call.request_id, operation=call.operation, error=str(e))
+
+    async def _write(self, call: Call, error: ApiError | None, record: dict[str, Any]) -> None:
+        await self._api.kernel.record_call(
+            call.operation or UNKNOWN,
+            front_end=FRONT_END,
+            principal=call.principal.name,
+            request_id=call.request_id,
+            read_only=is_read_only(call.operation),
+            error_code=None if error is None else error.code,
+            detail=record,
+        )
 
     async def _answer(self, call: Call, request: web.BaseRequest, headers: dict[str, str]) -> Any:
         path, _, query = request.raw_path.partition("?")
