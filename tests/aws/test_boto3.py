@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+from anybatch.plugins.aws import AwsSettings
 from aws_rig import EC2, REGION, Served, add_queue, container, define, ended, in_status, refused
 
 ACCOUNT = "123456789012"
@@ -400,3 +401,23 @@ def test_tg_2_tags_of_everything(served: Served, client: Any) -> None:
         client.tag_resource(resourceArn=job + ":0", tags={"a": "b"})
     with refused(client, "Invalid ARN"):
         client.list_tags_for_resource(resourceArn="nonsense")
+
+
+def test_the_lenient_profile_accepts_what_harms_nobody() -> None:
+    with Served(settings=AwsSettings(images="local", profile="lenient")) as served:
+        client = served.client()
+        resources = {"type": "EC2", "maxvCpus": 2}
+        client.create_compute_environment(computeEnvironmentName="e", type="MANAGED", computeResources=resources)
+        order = [{"order": 1, "computeEnvironment": "e"}]
+        client.create_job_queue(jobQueueName="q", priority=5000, computeEnvironmentOrder=order)
+        client.register_job_definition(
+            jobDefinitionName="d",
+            type="container",
+            timeout={"attemptDurationSeconds": 30},
+            containerProperties={"image": "x", "command": ["true"], "user": "1000:1000", "networkConfiguration": {}},
+        )
+        client.deregister_job_definition(jobDefinition="d:7")
+        job = client.submit_job(jobName="x", jobQueue="q", jobDefinition="d")["jobId"]
+        assert ended(client, job)["status"] == "SUCCEEDED"
+        with refused(client, "between 1 and 10"):  # what the kernel cannot do is refused here too
+            client.submit_job(jobName="x", jobQueue="q", jobDefinition="d", retryStrategy={"attempts": 11})
