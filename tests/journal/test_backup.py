@@ -51,7 +51,7 @@ class Loaded:
         for line in self.process.stdout:
             if line == "ready\n":
                 self.ready.set()
-            else:
+            elif line.endswith("\n"):  # the last may have been cut off by the kill
                 job_id, name = line.split()
                 self.jobs[name] = job_id
         self.ready.set()
@@ -60,6 +60,13 @@ class Loaded:
         wanted = len(self.jobs) + ENOUGH
         async with asyncio.timeout(LOAD_S):
             while len(self.jobs) < wanted and self.process.poll() is None:
+                await asyncio.sleep(0.01)
+
+    async def has_written(self, name: str) -> None:
+        """Return once what the first attempt of a job wrote is in its place, which is a little after it was written."""
+        log = files_of(self.path) / "logs" / self.jobs[name] / "0-1.log"
+        async with asyncio.timeout(LOAD_S):
+            while not log.exists():
                 await asyncio.sleep(0.01)
 
     def kill(self) -> None:
@@ -94,6 +101,7 @@ def loaded(folder: Path) -> Iterator[Loaded]:
 @pytest.mark.timeout(180)
 async def test_a_copy_runs_to_its_end_while_the_originals_attempts_go_on(tmp_path: Path) -> None:
     with loaded(tmp_path) as original:
+        await original.has_written("once")
         for number in range(3):
             await original.acknowledge_more()
             before = dict(original.jobs)
