@@ -48,7 +48,7 @@ MIB = 1 << 20
 
 def cgroup_probe() -> tuple[int, bool]:
     """The version of the memory cgroups that this user may make (0: none), and whether threads may enter them."""
-    groups = agent_module.MemoryGroups("test-probe")
+    groups = agent_module.MemoryGroups(f"test-probe-{os.getpid()}")
     groups.open()
     found = groups.version, groups.threads
     groups.close()
