@@ -255,6 +255,8 @@ class BackendContext(Protocol):
     def honours(self, fields: Collection[str]) -> None:
         """The container fields that this environment honours instead of `Capabilities.container`; called in `start`.
 
+        With `IMAGE_REQUIRED` among them it gets no job without an image.
+
         Raises:
             ValueError: there are no such fields.
         """

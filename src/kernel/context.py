@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec, Protocol, cast
 
 from .backend import AttemptKey, Capacity, EnvironmentSettings
-from .core.container import CONTAINER_FIELDS
+from .core.container import CONTAINER_FIELDS, IMAGE_REQUIRED
 from .core.inputs import Ended, EnvironmentFailed, Found, HostDown, HostPaused, HostUp, Started, Unknown
 from .core.model import ExitKind
 
@@ -257,10 +257,9 @@ class Context:
             self._driver.notes.update({AttemptKey(job_id, index, number): text for index in indexes})
 
     def honours(self, fields: Collection[str]) -> None:
-        if not CONTAINER_FIELDS.issuperset(fields):
-            raise ValueError(
-                f"it honours container fields that there are not: {sorted(set(fields) - CONTAINER_FIELDS)}"
-            )
+        strange = set(fields) - CONTAINER_FIELDS - {IMAGE_REQUIRED}
+        if strange:
+            raise ValueError(f"it honours container fields that there are not: {sorted(strange)}")
         self.honoured = frozenset(fields)
 
     @_checked

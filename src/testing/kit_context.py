@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import anyio
 from anybatch.kernel.backend import AttemptKey, Capacity, EnvironmentSettings
 from anybatch.kernel.clock import Clock, SystemClock
-from anybatch.kernel.core.container import CONTAINER_FIELDS
+from anybatch.kernel.core.container import CONTAINER_FIELDS, IMAGE_REQUIRED
 
 WAIT_S: Final = 20.0
 """How long the kit waits for what must happen."""
@@ -304,7 +304,7 @@ class RecordingContext:
 
     def honours(self, fields: Collection[str]) -> None:
         self._check("honours")
-        if not CONTAINER_FIELDS.issuperset(fields):
+        if set(fields) - CONTAINER_FIELDS - {IMAGE_REQUIRED}:
             self._fault(WELL_FORMED, f"honours: container fields that there are not: {sorted(fields)}")
 
     def failed(self, reason: str) -> None:

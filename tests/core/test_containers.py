@@ -8,6 +8,7 @@ import pytest
 from anybatch.kernel.core import inputs as ask
 from anybatch.kernel.core.container import (
     CONTAINER_FIELDS,
+    IMAGE_REQUIRED,
     ContainerSpec,
     Device,
     LinuxParameters,
@@ -191,3 +192,19 @@ def test_a_host_is_never_kept_for_what_its_environment_cannot_run(rig: Rig) -> N
     rig.advance(400_000)
     plain = rig.submit(queue="both", vcpus=1)
     assert [serial for serial, *_ in launches(rig.place())] == [plain]
+
+
+def test_what_has_no_image_is_not_for_an_environment_that_runs_images_only(rig: Rig) -> None:
+    containers(rig, *ALL, IMAGE_REQUIRED)
+    rig.queue("both", "docker", "env")
+    with pytest.raises(InvalidValue, match=r"image: None .* the environments of queue 'images' run only what has an"):
+        rig.submit(queue="images")
+    plain = rig.submit(queue="both")
+    assert [rig.state.hosts[host].name for _, _, _, host in launches(rig.place())] == ["host"]
+    rig.exit(plain)
+    moved = rig.submit(queue="both")
+    rig.do(ask.UpdateQueue(name="both", compute_environments=("docker",)))
+    assert launches(rig.place()) == []
+    (reason,) = explain(rig.state, rig.job(moved), None, rig.now_ms)
+    text = "environment 'docker' (backend docker) runs only what has an image"
+    assert (reason.code, reason.text) == (Code.CANNOT_RUN_IT, text)

@@ -124,6 +124,8 @@ class ContainerSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 IMAGE_COMMAND: Final = "command"
 """Stands beside the names of fields for: run what the image itself runs, where a job has neither command nor script."""
+IMAGE_REQUIRED: Final = "an image"
+"""Stands there for: it runs nothing but containers, so a job without one is not for it."""
 CONTAINER_FIELDS: Final = frozenset(
     {
         *(name for name in ContainerSpec.__struct_fields__ if name != "linux_parameters"),
@@ -131,7 +133,7 @@ CONTAINER_FIELDS: Final = frozenset(
         IMAGE_COMMAND,
     }
 )
-"""All that a backend can say that it honours."""
+"""All that a job can ask to be honoured."""
 
 
 def overlaid(below: ContainerSpec | None, above: ContainerSpec | None) -> ContainerSpec | None:

@@ -238,7 +238,8 @@ def _environment(state: KernelState, queue: QueueRow, name: str, shape: Shape, h
         return Reason(Code.ENVIRONMENT_DISABLED, f"environment {name!r} is DISABLED")
     if not honours(row, shape):
         missing = ", ".join(field for field in shape.container if field not in row.container)
-        text = f"environment {name!r} (backend {row.body.backend}) does not honour {missing} of its container"
+        text = f"environment {name!r} (backend {row.body.backend}) "
+        text += f"does not honour {missing} of its container" if missing else "runs only what has an image"
         return Reason(Code.CANNOT_RUN_IT, text)
     hosts = [state.hosts[serial] for serial in row.hosts.values()]
     if hosts and not any(could_fit(host, shape) or _is_unmeasured(host) for host in hosts):

@@ -20,6 +20,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
+from .container import IMAGE_REQUIRED
 from .events import AttemptsPlaced, run_fields
 from .model import ResourceState, ResourceStatus, Shape
 from .state import MEMORY_UNCOUNTED, EnvironmentRow, HostRow, JobRow, KernelState, Lane, QueueRow
@@ -39,7 +40,7 @@ def placements(state: KernelState, most: int) -> Iterator[AttemptsPlaced]:
         environments = _open_environments(state, queue)
         blocked: set[Shape] = set()
         while environments and most > 0 and (lane := _first_lane(state, queue, blocked)) is not None:
-            able = [e for e in environments if honours(e, lane.shape)] if lane.shape.container else environments
+            able = [e for e in environments if honours(e, lane.shape)]
             placed = _place_head(state, lane, able, held, most)
             if placed is None:
                 blocked.add(lane.shape)
@@ -97,7 +98,9 @@ def could_fit(host: HostRow, shape: Shape) -> bool:
 
 
 def honours(environment: EnvironmentRow, shape: Shape) -> bool:
-    """Whether an environment does all that the attempt's container asks for."""
+    """Whether an environment does all that the attempt's container asks for, or takes it without one."""
+    if not shape.container:
+        return IMAGE_REQUIRED not in environment.container
     return all(field in environment.container for field in shape.container)
 
 

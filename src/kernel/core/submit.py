@@ -6,7 +6,7 @@ import msgspec
 from msgspec import structs
 
 from .checks import CHILD_ID, check_body, check_job_name, check_tags, merge
-from .container import IMAGE_COMMAND, check_whole
+from .container import IMAGE_COMMAND, IMAGE_REQUIRED, check_whole
 from .errors import Conflict, InvalidValue, NotFound, QuotaExceeded
 from .events import JobSubmitted
 from .inputs import DependencyRequest, SubmitJob
@@ -94,9 +94,11 @@ def _spec(state: KernelState, request: SubmitJob) -> JobSpec:
 def _check_container(state: KernelState, queue: QueueRow, spec: JobSpec) -> None:
     """Some environment of the queue honours every field of the job's container: none is ever ignored unasked."""
     needs = spec.shape.container
-    if not needs:
-        return
     rows = [state.environments[name] for name in queue.body.compute_environments if name in state.environments]
+    if not needs:
+        if rows and all(IMAGE_REQUIRED in row.container for row in rows):
+            raise InvalidValue("image", None, f"the environments of queue {queue.name!r} run only what has an image")
+        return
     missing = [[field for field in needs if field not in row.container] for row in rows]
     if not all(missing):
         return
