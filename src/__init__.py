@@ -64,6 +64,7 @@ from anybatch.kernel.views import (
     HostDetail,
     HostState,
     JobDetail,
+    JobRerun,
     JobSummary,
     QueueDetail,
 )
@@ -100,6 +101,7 @@ __all__ = [
     "JobEvent",
     "JobFailed",
     "JobHandle",
+    "JobRerun",
     "JobStatus",
     "JobSummary",
     "JournalDamaged",

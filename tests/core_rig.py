@@ -293,6 +293,9 @@ class Rig:
     def terminate(self, job: int | str, reason: str = "not wanted") -> Step:
         return self.do(ask.StopJob(job=self.id(job), reason=reason, terminate=True))
 
+    def rerun(self, job: int | str, *, dependents: bool = False) -> Step:
+        return self.do(ask.RerunJob(job=self.id(job), dependents=dependents))
+
     def advance(self, ms: int) -> list[AnyEvent]:
         """Let time pass, with a Tick whenever one is due; returns the events of the Ticks."""
         end_ms, events = self.now_ms + ms, list[AnyEvent]()

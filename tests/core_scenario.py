@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from anybatch.kernel.core import inputs as ask
 from anybatch.kernel.core.model import Action, EvaluateOnExit, ExitKind, On, RetryStrategy
+from anybatch.kernel.core.states import FAILED
 from core_rig import (
     DISABLED,
     ENABLED,
@@ -96,6 +97,17 @@ def lives(rig: Rig) -> None:
         rig.place()
         finish_live(rig, code=1 if round_number == 1 else 0)
     assert late in rig.state.jobs
+    for n, serial in enumerate(sorted(rig.state.jobs)):
+        job = rig.job(serial)
+        tried = [i for i in job.children.with_status(FAILED) if job.children.number[i]]
+        if tried and job.ended and job.queue in rig.state.queues:
+            rig.rerun(serial, dependents=n % 2 == 0)
+    for round_number in range(40):
+        if all(job.ended for job in rig.state.jobs.values()):
+            break
+        rig.advance(50)
+        rig.place()
+        finish_live(rig, code=1 if round_number < 2 else 0)
 
 
 def finish_live(rig: Rig, *, code: int | None) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .core.errors import InvalidValue, NotFound
 from .core.explain import Reason
-from .views import JobDetail
+from .views import JobDetail, JobRerun
 
 if TYPE_CHECKING:
     from .job_calls import JobCalls
@@ -78,6 +78,10 @@ class JobHandle:
     async def terminate(self, reason: str = "Terminated by its owner") -> None:
         """See `Kernel.terminate_job`."""
         await self._kernel.terminate_job(self, reason)
+
+    async def rerun(self, *, dependents: bool = False) -> tuple[JobRerun, ...]:
+        """See `Kernel.rerun`."""
+        return await self._kernel.rerun(self, dependents=dependents)
 
     def logs(self, *, follow: bool = False, attempt: int | None = None) -> AsyncIterator[bytes]:
         """See `Kernel.logs`."""

@@ -16,7 +16,7 @@ from .calls import Calls
 from .core.container import ContainerSpec
 from .core.errors import Conflict, InvalidValue, NotFound
 from .core.explain import Code, Reason, explain, never_fits
-from .core.inputs import StopJob
+from .core.inputs import RerunJob, StopJob
 from .core.model import RetryStrategy
 from .core.resources import get_queue
 from .core.state import JobRow
@@ -24,7 +24,7 @@ from .core.states import STARTING, STATUSES, SUCCEEDED, JobStatus
 from .core.submit import find_job
 from .handles import JobHandle
 from .logs import Log
-from .views import DefinitionDetail, JobDetail, JobSummary, job_detail, job_summary
+from .views import DefinitionDetail, JobDetail, JobRerun, JobSummary, job_detail, job_summary
 
 log = Log("anybatch.kernel")
 
@@ -200,8 +200,11 @@ class JobCalls(Calls):
     async def wait(self, job: JobReference) -> JobDetail:
         """Return what a job or child is once it has ended. Cancelling the wait does not cancel the job."""
         row, index = self._find(job)
-        await self._live.wait_ended(row.serial, index)
-        return job_detail(self._live.state, row, index)
+        while True:
+            await self._live.wait_ended(row.serial, index)
+            detail = job_detail(self._live.state, row, index)
+            if detail.status.is_terminal:  # if not, it was run again before the waiter had its turn
+                return detail
 
     async def cancel_job(self, job: JobReference, reason: str) -> None:
         """End what of the job has not reached STARTING: it is FAILED with this reason (contract 2.5).
@@ -221,6 +224,23 @@ class JobCalls(Calls):
         reference = args.job_reference("job", job)
         request = StopJob(job=reference, reason=args.text("reason", reason), terminate=terminate)
         await self._open.request(request)
+
+    async def rerun(self, job: JobReference, *, dependents: bool = False) -> tuple[JobRerun, ...]:
+        """Run again what FAILED of a job: its failed children, one child, or a single job. Beyond AWS.
+
+        The job, its indexes and its earlier attempts stay; attempt numbers go on, retry budgets count anew, and the
+        array is PENDING again. What has run waits for nothing a second time; children that failed by a dependency are
+        looked at anew, and stay FAILED where it is still lost. With `dependents`, jobs that failed because of this
+        one follow, and those that failed because of them (but for those whose queue takes no jobs). Returns what
+        runs again, the job itself first.
+
+        Raises:
+            Conflict: nothing of it has FAILED, or what has cannot run, or its queue takes no jobs.
+        """
+        request = RerunJob(job=args.job_reference("job", job), dependents=args.flag("dependents", dependents))
+        told = await self._open.request(request)
+        rows = [(self._live.state.jobs[serial], children) for serial, children in told]
+        return tuple(JobRerun(id=row.job_id, name=row.name, children=children) for row, children in rows)
 
     async def logs(
         self, job: JobReference, *, follow: bool = False, attempt: int | None = None

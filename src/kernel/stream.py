@@ -24,9 +24,11 @@ from .core.events import (
     JobSubmitted,
     ParentEnded,
     ParentHeld,
+    ParentReopened,
     WorkFailed,
     WorkHeld,
     WorkReleased,
+    WorkReopened,
 )
 from .core.model import TEXT_ATTEMPT_ENDED, TEXT_CHILD_FAILED
 from .core.state import JobRow
@@ -101,12 +103,12 @@ def job_event(
     match event:
         case JobSubmitted():
             status, serial = JobStatus.SUBMITTED, event.serial
-        case ParentHeld(job=serial):
+        case ParentHeld(job=serial) | ParentReopened(job=serial):
             status = JobStatus.PENDING
         case ParentEnded(job=serial, succeeded=succeeded):
             status = JobStatus.SUCCEEDED if succeeded else JobStatus.FAILED
             status_reason = None if succeeded else TEXT_CHILD_FAILED
-        case WorkHeld(job=serial):
+        case WorkHeld(job=serial) | WorkReopened(job=serial):
             status, indexes = JobStatus.PENDING, event.each()
         case WorkReleased(job=serial):
             status, indexes = JobStatus.RUNNABLE, event.each()

@@ -106,6 +106,7 @@ class JobDetail(Struct, frozen=True, kw_only=True):
     scheduling_priority: int
     container: ContainerSpec | None
     max_running: int | None
+    reruns: int
     tags: Mapping[str, str]
     is_cancelled: bool
     is_terminated: bool
@@ -118,6 +119,14 @@ class JobDetail(Struct, frozen=True, kw_only=True):
         if self.status is JobStatus.FAILED:
             raise JobFailed(self.id, self.status_reason, self.exit_code)
         return self
+
+
+class JobRerun(Struct, frozen=True, kw_only=True):
+    """A job of which something runs again. `children`: how many of them do; 1 for a single job."""
+
+    id: str
+    name: str
+    children: int
 
 
 class JobSummary(Struct, frozen=True, kw_only=True):
@@ -283,6 +292,7 @@ def job_detail(state: KernelState, job: JobRow, index: int | None) -> JobDetail:
         scheduling_priority=spec.scheduling_priority,
         container=spec.container,
         max_running=spec.max_running,
+        reruns=job.reruns,
         tags=spec.tags,
         is_cancelled=cancelled,
         is_terminated=terminated,

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import pytest
-from anybatch.kernel.core import evolve, follow, machine, placement, snapshot, waits
+from anybatch.kernel.core import evolve, follow, machine, placement, rerun, snapshot, waits
 from anybatch.kernel.core import inputs as ask
 from anybatch.kernel.core.errors import RequestError
+from anybatch.kernel.core.events import RerunRequested
 from anybatch.kernel.core.explain import Code, explain
 from anybatch.kernel.core.inputs import DependencyRequest
 from anybatch.kernel.core.model import (
@@ -27,7 +28,7 @@ from anybatch.kernel.core.model import (
 )
 from anybatch.kernel.core.snapshot import decode, encode
 from anybatch.kernel.core.state import EnvironmentRow, HostRow, JobRow, KernelState, Lane
-from anybatch.kernel.core.states import RUNNABLE, RUNNING, STARTING, STATUSES, SUCCEEDED
+from anybatch.kernel.core.states import FAILED, RUNNABLE, RUNNING, STARTING, STATUSES, SUCCEEDED
 from core_oracle import Oracle
 from core_rig import (
     DISABLED,
@@ -203,6 +204,14 @@ class KernelMachine(RuleBasedStateMachine):
         job = pick(list(self.rig.state.jobs.values()), number)
         reference = f"{job.job_id}:{(number >> 4) % job.size}" if one and job.size is not None else job.job_id
         self.do(ask.StopJob(job=reference, reason="asked", terminate=terminate))
+
+    @precondition(lambda self: self.rig.state.jobs)
+    @rule(number=numbers, one=st.booleans(), dependents=st.booleans())
+    def run_again(self, number: int, one: bool, dependents: bool) -> None:
+        jobs = list(self.rig.state.jobs.values())
+        job = pick([job for job in jobs if job.children.counts[FAILED]] or jobs, number)
+        reference = f"{job.job_id}:{(number >> 4) % job.size}" if one and job.size is not None else job.job_id
+        self.do(ask.RerunJob(job=reference, dependents=dependents))
 
     def make_queue(self, name: str, priority: int, environments: tuple[str, ...]) -> None:
         try:
@@ -553,6 +562,11 @@ def every_end_will_do(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "is_met", lambda _, status: status >= SUCCEEDED)
 
 
+def what_runs_again_is_not_told(patch: pytest.MonkeyPatch) -> None:
+    """Of an array that goes on: its parent stays as it is."""
+    patch.setattr(rerun, "ParentReopened", lambda job: RerunRequested(job, None, False, None, None))
+
+
 def caps_are_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(JobRow, "room", lambda _, most: most)
 
@@ -583,6 +597,7 @@ def best_hosts_are_overlooked(patch: pytest.MonkeyPatch) -> None:
         (timeouts_are_forgotten, "a job outlives its timeout"),
         (best_hosts_are_overlooked, "assert not"),
         (every_end_will_do, "what may run waits for nothing|is released while"),
+        (what_runs_again_is_not_told, "a child goes on in an array that does not|a parent ends with its last child"),
         (caps_are_forgotten, "children of .* run, which may have"),
         (what_was_capped_stays_out, "runnable work is in its lane"),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from anybatch.kernel.core.children import Children
 from anybatch.kernel.core.errors import KernelBug
-from anybatch.kernel.core.states import STATUSES, TRANSITIONS, JobStatus, Kind, Trigger, next_status
+from anybatch.kernel.core.states import BEYOND_AWS, STATUSES, TRANSITIONS, JobStatus, Kind, Trigger, next_status
 from anybatch.testing.states_doc import states_page
 from core_rig import Rig
 
@@ -60,7 +60,14 @@ def test_each_edge_of_contract_2_4_is_in_the_table(
 
 def test_the_table_has_no_edge_that_contract_2_4_has_not() -> None:
     allowed = {(kind, before, trigger, after) for before, after, _, rows in CONTRACT_2_4 for kind, trigger in rows}
-    assert {(*key, after) for key, after in TRANSITIONS.items()} == allowed
+    assert {(*key, after) for key, after in TRANSITIONS.items() if key not in BEYOND_AWS} == allowed
+
+
+def test_the_edges_beyond_aws_are_those_of_a_rerun() -> None:
+    assert {(*key, TRANSITIONS[key]) for key in BEYOND_AWS} == {
+        (W, S.FAILED, T.RERUN, S.PENDING),
+        (P, S.FAILED, T.RERUN, S.PENDING),
+    }
 
 
 @pytest.mark.parametrize(("kind", "status", "trigger"), OTHERS)
@@ -69,9 +76,9 @@ def test_every_other_pair_is_a_bug_of_the_kernel(kind: Kind, status: JobStatus, 
         next_status(kind, status, trigger)
 
 
-def test_terminal_statuses_have_no_rows() -> None:
+def test_terminal_statuses_have_no_rows_but_for_a_rerun() -> None:
     assert {status for status in JobStatus if status.is_terminal} == {S.SUCCEEDED, S.FAILED}
-    assert [key for key in TRANSITIONS if key[1].is_terminal] == []
+    assert {key for key in TRANSITIONS if key[1].is_terminal} == BEYOND_AWS
 
 
 def test_ar_2_a_parent_is_only_ever_submitted_pending_succeeded_or_failed() -> None:
@@ -82,7 +89,7 @@ def test_ar_2_a_parent_is_only_ever_submitted_pending_succeeded_or_failed() -> N
 def test_every_status_is_reached_and_left_or_final() -> None:
     for kind, first in ((W, S.SUBMITTED), (P, S.SUBMITTED)):
         reached = {first} | {after for (k, _, _), after in TRANSITIONS.items() if k is kind}
-        left = {before for k, before, _ in TRANSITIONS if k is kind}
+        left = {key[1] for key in TRANSITIONS if key[0] is kind and key not in BEYOND_AWS}
         assert reached == left | {S.SUCCEEDED, S.FAILED}
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import pytest
 from anybatch import (
     SEQUENTIAL,
     Code,
+    Conflict,
     DependencyDetail,
     DependencyType,
+    InvalidValue,
+    JobRerun,
     JobStatus,
     On,
     after_any,
@@ -71,3 +77,57 @@ async def test_entries_show_as_they_are_written() -> None:
         "n_to_n('a')",
         "n_to_n('a', on='any')",
     ]
+
+
+async def test_a_rerun_in_the_same_job_with_what_failed_by_it(tmp_path: Path) -> None:
+    """Over a restart: who waits, who reads events and who looks at attempts sees one job that goes on."""
+    path, backend = tmp_path / "batch.db", ManualBackend()
+    async with kernel_on(backend, path) as kernel:
+        job = await submit(kernel, "shards", array_size=3)
+        last = await submit(kernel, "last", depends_on=[job])
+        await until(lambda: len(backend.live) == 3)
+        for key, code in zip(list(backend.live), (0, 7, 0), strict=True):
+            backend.exit(key, code)
+        assert [(await one.wait()).status for one in (job, last)] == ["FAILED", "FAILED"]
+        seen = await kernel.last_event_id()
+    async with kernel_on(backend, path) as kernel:
+        job, last = await kernel.job(job.id), await kernel.job(last.id)
+        again = await job.rerun(dependents=True)
+        assert again == (JobRerun(id=job.id, name="shards", children=1), JobRerun(id=last.id, name="last", children=1))
+        assert (await job.describe()).status is JobStatus.PENDING
+        waits = asyncio.ensure_future(job.wait())
+        await until(lambda: backend.live)
+        assert [(key.index, key.number) for key in backend.live] == [(1, 2)]
+        backend.exit_all()
+        detail = await waits
+        assert (detail.status, detail.reruns) == (JobStatus.SUCCEEDED, 1)
+        await until(lambda: backend.live)
+        backend.exit_all()
+        assert (await last.wait()).status is JobStatus.SUCCEEDED
+        child = await job[1].describe()
+        assert [(attempt.number, attempt.exit_code) for attempt in child.attempts] == [(1, 7), (2, 0)]
+        assert await job[1].read_logs(attempt=1) == b"log of 1"
+        with pytest.raises(Conflict, match="only that is run again"):
+            await kernel.rerun(job)
+        with pytest.raises(InvalidValue, match="dependents: 1"):
+            await job.rerun(dependents=1)  # type: ignore[arg-type]
+        told = []
+        async with kernel.events(after=seen) as events:
+            async for event in events:
+                told.append((event.job_name, event.status.value, event.indexes and list(event.indexes)))
+                if event.job_name == "last" and event.status is JobStatus.SUCCEEDED:
+                    break
+        assert told == [
+            ("shards", "PENDING", None),
+            ("shards", "PENDING", [1]),
+            ("shards", "RUNNABLE", [1]),
+            ("last", "PENDING", None),
+            ("shards", "STARTING", [1]),
+            ("shards", "RUNNING", [1]),
+            ("shards", "SUCCEEDED", [1]),
+            ("shards", "SUCCEEDED", None),
+            ("last", "RUNNABLE", None),
+            ("last", "STARTING", None),
+            ("last", "RUNNING", None),
+            ("last", "SUCCEEDED", None),
+        ]

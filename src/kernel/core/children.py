@@ -20,6 +20,8 @@ from .states import RUNNABLE, STATUSES, WORK_EDGES
 
 NO_CODE: Final = -1
 """Stands for an absent exit code in the code column."""
+NUMBER_MAX: Final = 0xFFFF
+"""Of an attempt's number: the most attempts that a child can have in all, reruns and all."""
 NO_ROW: Final = 0xFFFFFFFF
 DURATION_MAX: Final = 0xFFFFFFFE
 """Of an earlier attempt, in milliseconds (49 days); as long and longer ones are kept beside the column."""
@@ -272,6 +274,10 @@ class Children:
             append(i, started[i], stopped[i], hosts[i], self.code[i], reasons[i] if reasons is not None else 0)
             started[i] = stopped[i] = 0
             self.code[i] = NO_CODE
+
+    def is_archived(self, index: int) -> bool:
+        """Whether the latest attempt of a child is in its history."""
+        return self.history is not None and len(self.history.rows(index)) == self.number[index]
 
     def past(self, index: int) -> Iterator[PastAttempt]:
         """The earlier attempts of a child, oldest first. The latest one is in the columns themselves."""

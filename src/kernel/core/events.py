@@ -146,6 +146,29 @@ class StopRequested(_Run, frozen=True, array_like=True, tag=11):
     reason: str | None = None
 
 
+class RerunRequested(Event, frozen=True, array_like=True, tag=13):
+    """What FAILED of a job (`index` None), or one child, is to run again; `dependents`: and what failed by it.
+
+    The events that follow say what does.
+    """
+
+    job: int
+    index: int | None
+    dependents: bool
+    principal: str | None
+    request_id: str | None
+
+
+class WorkReopened(_Run, frozen=True, array_like=True, tag=14):
+    """FAILED -> PENDING: these run again. Their attempts so far are kept, and their budgets count anew."""
+
+
+class ParentReopened(Event, frozen=True, array_like=True, tag=15):
+    """An array parent: FAILED -> PENDING, before the first of its children that run again."""
+
+    job: int
+
+
 class DefinitionRegistered(Event, frozen=True, array_like=True, tag=20):
     """A new revision."""
 
@@ -314,6 +337,9 @@ AnyEvent = (
     | AttemptsStarted
     | AttemptsEnded
     | StopRequested
+    | RerunRequested
+    | WorkReopened
+    | ParentReopened
     | JobsForgotten
     | DefinitionRegistered
     | DefinitionDeregistered

@@ -30,16 +30,20 @@ from .events import (
     KernelOpened,
     ParentEnded,
     ParentHeld,
+    ParentReopened,
     QueueDeleted,
     QueuePut,
+    RerunRequested,
     StopRequested,
     TagsPut,
     WorkFailed,
     WorkHeld,
     WorkReleased,
+    WorkReopened,
 )
 from .hosts import apply_host_event, close_or_open
 from .model import FailureClass, QueueBody, ResourceStatus, StopKind
+from .reopen import reopen_job, reopen_work
 from .retention import expect, forget, let_go, refer
 from .state import (
     MEMORY_UNCOUNTED,
@@ -93,6 +97,14 @@ def evolve(state: KernelState, event: AnyEvent, at_ms: int) -> None:
             _cancel_requested(state, event)
         case StopRequested():
             _stop(state.jobs[event.job], event.each(), Stop(StopKind(event.kind), event.reason))
+        case WorkReopened():
+            reopen_work(state, state.jobs[event.job], event.each(), at_ms)
+        case ParentReopened():
+            job = state.jobs[event.job]
+            job.parent, job.parent_stopped_ms = _parent(job, Trigger.RERUN), 0
+            reopen_job(state, job)
+        case RerunRequested():
+            pass  # who asked; the events that follow say what it led to
         case JobsForgotten(jobs=forgotten):
             for gone in forgotten:
                 forget(state, gone.serial)

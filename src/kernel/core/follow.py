@@ -21,6 +21,7 @@ from .events import (
     WorkFailed,
     WorkHeld,
     WorkReleased,
+    WorkReopened,
     run_fields,
 )
 from .model import DependencyType, ResourceStatus
@@ -52,6 +53,8 @@ def follow(state: KernelState, event: AnyEvent) -> Iterator[AnyEvent]:
             yield from _cancelled(state.jobs[event.job], event)
         case JobSubmitted():
             yield from _submitted(state, state.jobs[event.serial])
+        case WorkReopened():
+            yield from _reopened(state, state.jobs[event.job], event.each())
         case ParentEnded():
             yield from _job_ended(state, state.jobs[event.job])
         case _:
@@ -89,6 +92,13 @@ def _submitted(state: KernelState, job: JobRow) -> Iterator[AnyEvent]:
         # What is lost may have failed in the meantime, with the child before it in a sequence.
         yield from _failed(job, [i for i in indexes if job.children.status[i] == PENDING], reason)
     yield from _released(job, waiting)
+
+
+def _reopened(state: KernelState, job: JobRow, indexes: Sequence[int]) -> Iterator[AnyEvent]:
+    """What has had an attempt waits for its own array's order at most; the rest is looked at anew."""
+    number = job.children.number
+    free = [i for i in indexes if (number[i] or not job.blockers) and is_ready(state, job, i)]
+    yield from _released(job, free)
 
 
 def _released(job: JobRow, indexes: Sequence[int]) -> Iterator[AnyEvent]:
@@ -139,7 +149,7 @@ def _matching_children(
 ) -> Iterator[AnyEvent]:
     """N_TO_N: the children of `job` with these indexes (DEP-7)."""
     children, on = job.children, job.depends_on[n].on
-    if children.counts[PENDING] == children.size and children.history is None:
+    if children.counts[PENDING] == children.size and not job.reruns and not job.children_answered:
         waiting = indexes
     else:
         waiting = [i for i in indexes if children.status[i] == PENDING and not is_answered_for(job, n, i)]

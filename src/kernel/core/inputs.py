@@ -63,6 +63,13 @@ class StopJob(Request, frozen=True, kw_only=True):
     terminate: bool
 
 
+class RerunJob(Request, frozen=True, kw_only=True):
+    """Run again what FAILED of a job; `job` is an id, a name or a child's id. `dependents`: and what failed by it."""
+
+    job: str
+    dependents: bool = False
+
+
 class RegisterDefinition(Request, frozen=True, kw_only=True):
     """Make the next revision of a job definition."""
 

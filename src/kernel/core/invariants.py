@@ -6,7 +6,7 @@ from .model import PLAIN
 from .snapshot import decode, encode
 from .state import MEMORY_UNCOUNTED, JobRow, KernelState
 from .states import FAILED, PENDING, RUNNABLE, RUNNING, STARTING, STATUSES, SUBMITTED, SUCCEEDED
-from .waits import is_answered, is_lost, is_met, status_of
+from .waits import is_answered, is_answered_for, is_lost, is_met, status_of
 
 
 class InvariantBroken(AssertionError):
@@ -72,14 +72,15 @@ def _check_waiting(state: KernelState, job: JobRow) -> None:
     for i in range(job.children.size):
         status = job.children.status[i]
         _require(status != SUBMITTED, "nothing stays SUBMITTED after a step", job.serial, i)
-        asked = [
-            (on, state.jobs[serial].children.status[i])
-            for n, serial, on in job.n_to_n
-            if serial in state.jobs and not is_answered(job, n)
-        ]
-        if job.sequential is not None and i:
+        others = [(n, state.jobs[serial], on) for n, serial, on in job.n_to_n if serial in state.jobs]
+        if status == PENDING:
+            asked = [(on, other.children.status[i]) for n, other, on in others if not is_answered_for(job, n, i)]
+        else:  # by what they are: nothing that has been run again is among them
+            asked = [(on, other.children.status[i]) for n, other, on in others if not other.reruns]
+        if job.sequential is not None and i and (status == PENDING or not job.reruns):
             asked.append((job.sequential, job.children.status[i - 1]))
-        free = not job.blockers and all(is_met(on, other) for on, other in asked)
+        blockers = 0 if status == PENDING and job.children.number[i] else job.blockers
+        free = not blockers and all(is_met(on, other) for on, other in asked)
         if status == PENDING:
             _require(not free, "a PENDING child waits for something", job.serial, i)
             lost = any(is_lost(on, other) for on, other in asked)

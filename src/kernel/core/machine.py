@@ -39,6 +39,7 @@ from .inputs import (
     Plan,
     RegisterDefinition,
     RegisterHost,
+    RerunJob,
     Started,
     StopJob,
     StopRunning,
@@ -62,6 +63,7 @@ from .reports import (
     lose,
     note_unknown,
 )
+from .rerun import decide_rerun
 from .resources import (
     decide_create_environment,
     decide_create_queue,
@@ -135,6 +137,8 @@ def decide(state: KernelState, item: Input) -> tuple[Iterable[AnyEvent], Any]:
             return placements(state, item.most), None
         case SubmitJob():
             return decide_submit(state, item)
+        case RerunJob():
+            return decide_rerun(state, item)
         case StopJob():
             return _decide_stop(state, item), None
         case Tick():

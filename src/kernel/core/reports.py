@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from .children import NO_CODE
+from .children import NO_CODE, NUMBER_MAX
 from .events import (
     AnyEvent,
     AttemptsEnded,
@@ -118,6 +118,8 @@ def decide_ended(state: KernelState, report: Ended) -> Iterator[AnyEvent]:
     plain = report.kind is ExitKind.EXITED and report.reason is None and report.status_reason is None
     for i, (code, _) in ended.items():
         outcome = FINE if plain and code == 0 and not job.stopping else _outcome(state, job, i, code, report)
+        if outcome.status == RUNNABLE and n >= NUMBER_MAX:
+            outcome = outcome._replace(status=FAILED)
         groups.setdefault((status[i] == STARTING, outcome), []).append(i)
     for (starting, outcome), indexes in groups.items():
         ages = _ages(state, job, [ended[i][1] for i in indexes])

@@ -152,7 +152,7 @@ def decide_delete_queue(state: KernelState, request: DeleteQueue) -> Iterator[An
 
 def _delete_queue(state: KernelState, row: QueueRow, request: DeleteQueue) -> Iterator[AnyEvent]:
     yield QueueDeleted(request.name, not row.unfinished, request.principal, request.request_id)
-    for serial in list(row.unfinished):
+    for serial in sorted(row.unfinished):
         job = state.jobs[serial]
         by_number: dict[int, list[int]] = {}
         for i in job.live():

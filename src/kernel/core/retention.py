@@ -38,10 +38,11 @@ def ended_ms(job: JobRow) -> int:
 
 
 def refer(state: KernelState, job: JobRow) -> None:
-    """An unfinished job keeps those that it depends on."""
+    """An unfinished job keeps those that it depends on. (Of one that was reopened some may be forgotten.)"""
     for dependency in job.depends_on:
-        if dependency.type is not DependencyType.SEQUENTIAL:
-            state.jobs[dependency.job].referrers += 1
+        other = state.jobs.get(dependency.job)
+        if dependency.type is not DependencyType.SEQUENTIAL and other is not None:
+            other.referrers += 1
 
 
 def let_go(state: KernelState, job: JobRow) -> None:

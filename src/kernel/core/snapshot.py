@@ -89,6 +89,8 @@ class _Job(Struct, array_like=True):
     long: list[tuple[int, int]]
     answered: int | str = 0
     """As a text, hexadecimal, where it has more bits than msgpack's numbers."""
+    reruns: int = 0
+    children_answered: list[tuple[int, list[int]]] = []
 
 
 class _Queue(Struct, array_like=True):
@@ -236,6 +238,7 @@ def _job(job: JobRow) -> _Job:
         None if history is None else _history(history),
         [] if history is None else sorted(history.long.items()),
         job.answered if job.answered < 1 << 63 else hex(job.answered),
+        job.reruns, [(n, sorted(found)) for n, found in sorted(job.children_answered.items())],
     )  # fmt: skip
 
 
@@ -294,13 +297,14 @@ def _row(kept: _Job) -> JobRow:
     for name in (
         "touched_ms", "waiting_since_ms",
         "depends_on", "token", "principal", "request_id", "parent", "parent_stopped_ms", "cancelled",
-        "terminated",
+        "terminated", "reruns",
     ):  # fmt: skip
         setattr(job, name, getattr(kept, name))
     job.answered = int(kept.answered, 16) if isinstance(kept.answered, str) else kept.answered
     job.stopping = {i: Stop(StopKind(kind), reason) for i, kind, reason in kept.stopping}
     job.gpus, job.uncounted = dict(kept.gpus), dict(kept.uncounted)
     job.lost, job.flags = dict(kept.lost), dict(kept.flags)
+    job.children_answered = {n: set(found) for n, found in kept.children_answered}
     job.children = _children(kept)
     return job
 

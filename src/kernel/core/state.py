@@ -42,7 +42,8 @@ class JobRow:
     """One job: what was submitted, its columns, and who waits for it."""
 
     __slots__ = (
-        "answered", "blockers", "cancelled", "child_dependents", "children", "created_ms", "depends_on", "dependents",
+        "answered", "blockers", "children_answered", "reruns",
+        "cancelled", "child_dependents", "children", "created_ms", "depends_on", "dependents",
         "gpus", "job_id", "name", "n_to_n", "parent", "parent_stopped_ms", "principal", "queue", "referrers",
         "request_id", "sequential", "serial", "shape", "size", "spec", "stopping", "terminated", "token", "touched_ms",
         "uncounted", "flags", "lost", "parked", "waiting_since_ms",
@@ -79,6 +80,10 @@ class JobRow:
         """How many unfinished jobs name it in their `depends_on`, an entry counted once each."""
         self.answered = 0
         """Bit n: entry n of `depends_on` has been answered, and is not asked again."""
+        self.children_answered: dict[int, set[int]] = {}
+        """Per N_TO_N entry: children for which it was answered by a failure that is no more (sparse)."""
+        self.reruns = 0
+        """How many times something of it has been run again."""
         self.n_to_n: tuple[tuple[int, int, On], ...] = ()
         """(place in `depends_on`, job, which end) of each N_TO_N entry."""
         self.sequential: On | None = None

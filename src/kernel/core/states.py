@@ -6,7 +6,7 @@ array. PARENT is an array job as a whole, which follows from its children and ne
 `Children.move`, which allows the table's edges only; any other is a bug of ours, never a state.
 docs/states.md is generated from this table.
 
-Terminal statuses have no rows: SUCCEEDED and FAILED never change again.
+SUCCEEDED never changes again, and FAILED only by a rerun, which AWS does not have: its rows are in `BEYOND_AWS`.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ class Trigger(Enum):
     """The attempt ended and another one is to follow."""
     FAIL = "fail"
     """The attempt failed for good; for a parent: all children ended and at least one FAILED."""
+    RERUN = "rerun"
+    """Beyond AWS: what FAILED is to run again; a parent goes on with its children."""
 
 
 _W, _P, _S, _T = Kind.WORK, Kind.PARENT, JobStatus, Trigger
@@ -94,7 +96,13 @@ TRANSITIONS: Final[dict[tuple[Kind, JobStatus, Trigger], JobStatus]] = {
     (_P, _S.SUBMITTED, _T.HOLD): _S.PENDING,
     (_P, _S.PENDING, _T.SUCCEED): _S.SUCCEEDED,
     (_P, _S.PENDING, _T.FAIL): _S.FAILED,
+    # beyond AWS
+    (_W, _S.FAILED, _T.RERUN): _S.PENDING,
+    (_P, _S.FAILED, _T.RERUN): _S.PENDING,
 }
+
+BEYOND_AWS: Final = frozenset({(_W, _S.FAILED, _T.RERUN), (_P, _S.FAILED, _T.RERUN)})
+"""The rows that AWS Batch does not have; without a rerun none of them is used."""
 
 
 def next_status(kind: Kind, status: JobStatus, trigger: Trigger) -> JobStatus:

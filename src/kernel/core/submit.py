@@ -196,7 +196,7 @@ def find_job(state: KernelState, reference: str, field: str = "job") -> tuple[Jo
     named = state.names.get(reference)
     if named is not None:
         if len(named.unfinished) > 1:
-            rows = [state.jobs[serial] for serial in named.unfinished]
+            rows = [state.jobs[serial] for serial in sorted(named.unfinished)]
             ids = ", ".join(f"{row.job_id} ({row.status})" for row in rows)
             why = f"{len(rows)} unfinished jobs have this name; give one of the ids {ids}"
             raise Conflict("job", reference, why, field=field)

@@ -50,6 +50,8 @@ def link(state: KernelState, job: JobRow) -> None:
         if dependency.type is DependencyType.SEQUENTIAL:
             job.sequential = dependency.on
             continue
+        if dependency.type is DependencyType.N_TO_N:
+            n_to_n.append((n, dependency.job, dependency.on))
         other = state.jobs.get(dependency.job)
         if other is None:
             continue  # forgotten, as only what an ended job depended on can be
@@ -57,8 +59,6 @@ def link(state: KernelState, job: JobRow) -> None:
             other.child_dependents.setdefault(dependency.index, {})[job.serial, n] = None
         else:
             other.dependents[job.serial, n] = None
-        if dependency.type is DependencyType.N_TO_N:
-            n_to_n.append((n, other.serial, dependency.on))
     job.n_to_n = tuple(n_to_n)
 
 
@@ -142,7 +142,7 @@ def watchers(job: JobRow, indexes: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 def is_answered_for(job: JobRow, n: int, index: int) -> bool:
     """Whether an N_TO_N entry is answered for one child, whatever its counterpart's status is now."""
-    return is_answered(job, n) or job.children.number[index] > 0
+    return is_answered(job, n) or job.children.number[index] > 0 or index in job.children_answered.get(n, ())
 
 
 def is_ready(state: KernelState, job: JobRow, index: int) -> bool:
