@@ -157,6 +157,10 @@ class Oracle:
                     self.status[serial, i] = "SUBMITTED"
                 if size is not None:
                     self.parent[serial] = "SUBMITTED"
+                for n, dependency in enumerate(depends_on):
+                    for i in range(size or 1):
+                        if self._awaited(serial, n, i) in MEANT[dependency.on] and dependency.type != "SEQUENTIAL":
+                            self.answered.add((serial, n, i))
             case ev.WorkHeld() | ev.WorkReleased() | ev.WorkFailed():
                 kinds = {ev.WorkHeld: "PENDING", ev.WorkReleased: "RUNNABLE", ev.WorkFailed: "FAILED"}
                 assert len(event), "an event about nobody"

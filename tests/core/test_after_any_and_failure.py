@@ -8,7 +8,7 @@ from anybatch.kernel.core import inputs as ask
 from anybatch.kernel.core.errors import InvalidValue
 from anybatch.kernel.core.model import TEXT_DEPENDENCY_FAILED, TEXT_NOT_NEEDED, DependencyType, On, Quotas
 from anybatch.kernel.core.snapshot import decode, encode
-from core_rig import DISABLED, SEQUENTIAL_ANY, Rig, after, after_any, after_failure, n_to_n, ready_rig
+from core_rig import DISABLED, SEQUENTIAL, SEQUENTIAL_ANY, Rig, after, after_any, after_failure, n_to_n, ready_rig
 
 KINDS = {On.SUCCESS: after, On.ANY: after_any, On.FAILURE: after_failure}
 ENDS = [
@@ -105,6 +105,14 @@ def test_a_sequence_with_children_that_fail_at_submit_goes_on_with_the_next(rig:
     rig.exit(first, 1, 2)
     job = rig.submit("steps", SEQUENTIAL_ANY, n_to_n(rig.id(first)), size=3)
     assert rig.statuses(job) == "-RP"
+
+
+def test_a_sequence_that_ends_with_one_failure_frees_all_that_waits_child_by_child(rig: Rig) -> None:
+    """The parent ends while the first child's end is still being followed up."""
+    first = rig.submit("steps", SEQUENTIAL, size=3)
+    second = rig.submit("second", n_to_n(rig.id(first), On.ANY), size=3)
+    rig.run(first, 0, code=1)
+    assert (rig.statuses(first), rig.statuses(second)) == ("---", "RRR")
 
 
 def test_all_entries_must_be_answered_and_one_that_never_is_leads(rig: Rig) -> None:

@@ -473,3 +473,20 @@ def test_attempts_in_all_have_a_bound() -> None:
     assert rig.status(job) == "FAILED"
     with pytest.raises(Conflict, match="it has had 65535 attempts, the most that are counted"):
         rig.rerun(job)
+
+
+def test_a_place_in_the_queue_from_before_the_rerun_is_out_of_date(rig: Rig) -> None:
+    """Of a child that was cancelled while it was to be tried again: it stands where its job stands."""
+    first, job = rig.submit("first", size=9), rig.submit(attempts=3)
+    rig.place()
+    rig.exit(first, 0, 1, 2, 3)
+    rig.place()
+    rig.exit(first, 4, 5, 6, 7)
+    rig.place()
+    rig.exit(job, code=1)
+    rig.cancel(job)
+    rig.rerun(job)
+    earlier = rig.submit("wide", size=3, vcpus=4)
+    assert rig.job(job).reopened == {0: rig.state.turn}
+    rig.place()
+    assert (rig.status(job), rig.statuses(earlier)) == ("STARTING", "RRR")

@@ -327,7 +327,7 @@ def _waiting(state: KernelState, queue: QueueRow, held: Held, able: tuple[Code, 
             if job is not None and job.children.counts[RUNNABLE] and job.room(1):
                 found[serial] = {}
         for turn, serial, index, number in lane.front:
-            if serial in found and state.jobs[serial].still_waits(index, number):
+            if serial in found and state.jobs[serial].still_waits(turn, index, number):
                 found[serial][index] = turn
     return found
 

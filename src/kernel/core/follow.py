@@ -149,12 +149,11 @@ def _matching_children(
 ) -> Iterator[AnyEvent]:
     """N_TO_N: the children of `job` with these indexes (DEP-7)."""
     children, on = job.children, job.depends_on[n].on
-    if children.counts[PENDING] == children.size and not job.reruns and not job.children_answered:
-        waiting = indexes
-    else:
-        waiting = [i for i in indexes if children.status[i] == PENDING and not is_answered_for(job, n, i)]
+    waiting = indexes
+    if children.counts[PENDING] < children.size:
+        waiting = [i for i in indexes if children.status[i] == PENDING]
     if not is_met(on, status):
-        yield from _failed(job, waiting, why_lost(on))
+        yield from _failed(job, [i for i in waiting if not is_answered_for(job, n, i)], why_lost(on))
     elif not job.blockers:
         yield from _released(job, ready(state, job, waiting))
 

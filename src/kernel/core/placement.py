@@ -133,7 +133,7 @@ def _head_key(state: KernelState, lane: Lane) -> tuple[int, int] | None:
     while front:
         turn, serial, index, number = front[0]
         job = state.jobs.get(serial)
-        if job is not None and job.still_waits(index, number):
+        if job is not None and job.still_waits(turn, index, number):
             if job.room(1):
                 return (0, turn)
             heapq.heappush(job.parked, (turn, index, number))
@@ -177,10 +177,10 @@ def _take_front(state: KernelState, lane: Lane, room: int) -> tuple[JobRow, Sequ
     job = state.jobs[serial]
     chosen: list[int] = []
     while front and len(chosen) < room:
-        _, other, index, tried = front[0]
+        turn, other, index, tried = front[0]
         if other != serial or tried != number:
             break
-        if job.still_waits(index, tried):
+        if job.still_waits(turn, index, tried):
             chosen.append(index)
         heapq.heappop(front)
     return job, chosen

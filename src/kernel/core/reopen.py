@@ -15,7 +15,10 @@ from .waits import is_answered, look
 def reopen_work(state: KernelState, job: JobRow, indexes: Sequence[int], at_ms: int) -> None:
     """FAILED -> PENDING for these: earlier attempts become history, and every budget counts from here."""
     children, number = job.children, job.children.number
-    children.archive([i for i in indexes if number[i] and not children.is_archived(i)])
+    tried = [i for i in indexes if number[i]]
+    waited = [i for i in tried if children.is_archived(i)]
+    job.reopened.update(dict.fromkeys(waited, state.turn))
+    children.archive(sorted(set(tried) - set(waited)) if waited else tried)
     _keep_answers(state, job, indexes)
     if job.size is None:
         reopen_job(state, job)

@@ -215,7 +215,7 @@ def _queues(state: KernelState) -> list[_Queue]:
     return [
         _Queue(
             name, row.body, row.created_ms, row.status,
-            sorted(e for e in retried[name] if e[1] in state.jobs and state.jobs[e[1]].still_waits(*e[2:])),
+            sorted(e for e in retried[name] if e[1] in state.jobs and state.jobs[e[1]].still_waits(e[0], *e[2:])),
         )
         for name, row in sorted(state.queues.items())
     ]  # fmt: skip

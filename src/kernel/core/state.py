@@ -42,7 +42,7 @@ class JobRow:
     """One job: what was submitted, its columns, and who waits for it."""
 
     __slots__ = (
-        "answered", "blockers", "children_answered", "reruns",
+        "answered", "blockers", "children_answered", "reopened", "reruns",
         "cancelled", "child_dependents", "children", "created_ms", "depends_on", "dependents",
         "gpus", "job_id", "name", "n_to_n", "parent", "parent_stopped_ms", "principal", "queue", "referrers",
         "request_id", "sequential", "serial", "shape", "size", "spec", "stopping", "terminated", "token", "touched_ms",
@@ -82,6 +82,9 @@ class JobRow:
         """Bit n: entry n of `depends_on` has been answered, and is not asked again."""
         self.children_answered: dict[int, set[int]] = {}
         """Per N_TO_N entry: children for which it was answered by a failure that is no more (sparse)."""
+        self.reopened: dict[int, int] = {}
+        """Children that FAILED while they were to be tried again, with the turn at their rerun: entries up to it are
+        out of date."""
         self.reruns = 0
         """How many times something of it has been run again."""
         self.n_to_n: tuple[tuple[int, int, On], ...] = ()
@@ -118,9 +121,11 @@ class JobRow:
         cap, counts = self.spec.max_running, self.children.counts
         return most if cap is None else max(0, min(most, cap - counts[STARTING] - counts[RUNNING]))
 
-    def still_waits(self, index: int, number: int) -> bool:
+    def still_waits(self, turn: int, index: int, number: int) -> bool:
         """Whether retried work still waits for the attempt after `number`; if not, an entry for it is out of date."""
-        return self.children.status[index] == RUNNABLE and self.children.number[index] == number
+        children = self.children
+        is_due = children.status[index] == RUNNABLE and children.number[index] == number
+        return is_due and (not self.reopened or turn > self.reopened.get(index, 0))
 
     def live(self) -> list[int]:
         """The children that are STARTING or RUNNING, ascending."""
@@ -157,7 +162,7 @@ class Lane:
         room = job.room(len(job.parked))
         while room and job.parked:
             turn, index, number = heapq.heappop(job.parked)
-            if job.still_waits(index, number):
+            if job.still_waits(turn, index, number):
                 heapq.heappush(self.front, (turn, job.serial, index, number))
                 room -= 1
         self.add(job.serial)
