@@ -122,6 +122,8 @@ class Oracle:
         dependency = self.depends_on[job][n]
         if dependency.type == "SEQUENTIAL":
             return self.status[job, index - 1] if index else None
+        if dependency.job not in self.size:
+            return "FORGOTTEN"
         at = index if dependency.type == "N_TO_N" else dependency.index
         if at is None and dependency.job in self.parent:
             return self.parent[dependency.job]
