@@ -279,7 +279,7 @@ async def test_all_attempts_share_one_connection_and_one_channel_and_nothing_sec
     caplog.set_level("DEBUG")
     host = lab.sshd("host", LogLevel="DEBUG3", MaxSessions="2")
     backend, context = await bench.open()
-    spec = shell('test "$TOKEN" = hunter2-secret && grep -l hunter2-secret /proc/[0-9]*/cmdline; exit 3',
+    spec = shell('test "$TOKEN" = hunter2-secret && grep -ls hunter2-secret /proc/[0-9]*/cmdline; exit 3',
                  environment={"TOKEN": "hunter2-secret"})  # fmt: skip
     quiet = shell('test "$TOKEN" = hunter2-secret', environment={"TOKEN": "hunter2-secret"})
     await backend.launch([launch(quiet, range(300), host="host", array_size=300)])
