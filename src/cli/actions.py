@@ -1,4 +1,4 @@
-"""`anybatch cancel`, `terminate` and `wait`: what is done to jobs that are there."""
+"""`anybatch cancel`, `terminate`, `rerun` and `wait`: what is done to jobs that are there."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ TERMINATE_EXAMPLES: Final = """
   anybatch terminate resize                       also stops what runs: SIGTERM, after 30 s SIGKILL
   anybatch terminate --wait resize                ... and returns when it has ended
 """
+RERUN_EXAMPLES: Final = """
+  anybatch rerun resize                           the failed children, same job, same indexes
+  anybatch rerun --dependents --wait resize       and the jobs that failed because of it; exit status 1 if one fails
+"""
 WAIT_EXAMPLES: Final = """
   anybatch wait resize && echo fine               exit status 1 if it failed
   anybatch wait a b --json | jq -r '.[].status'
@@ -44,7 +48,19 @@ def add_parsers(commands: Any) -> None:
         commands, "wait", wait_main, brief="wait for the end of jobs",
         text="Wait until jobs or children have ended. Ctrl-C ends the wait and no job.", examples=WAIT_EXAMPLES,
     )  # fmt: skip
-    for parser, reason in ((cancel, "Cancelled by its owner"), (terminate, "Terminated by its owner"), (wait, None)):
+    rerun = add_command(
+        commands, "rerun", rerun_main, brief="run again what failed of a job",
+        text="Run again what FAILED of jobs: failed children, one child, or a single job. Earlier attempts are kept.",
+        examples=RERUN_EXAMPLES,
+    )  # fmt: skip
+    rerun.add_argument("--dependents", action="store_true", help="and what failed because of them")
+    rerun.add_argument("--wait", action="store_true", help="until they have ended")
+    for parser, reason in (
+        (cancel, "Cancelled by its owner"),
+        (terminate, "Terminated by its owner"),
+        (rerun, None),
+        (wait, None),
+    ):
         parser.add_argument("jobs", nargs="+", metavar="JOB", help="an id or name; with :INDEX a child")
         if reason is not None:
             parser.add_argument("--reason", default=reason, help=f"is kept with the job (default: {reason})")
@@ -60,6 +76,25 @@ def cancel_main(options: argparse.Namespace) -> int:
 def terminate_main(options: argparse.Namespace) -> int:
     """End everything."""
     return _act(options, lambda kernel, job, reason: kernel.terminate_job(job, reason), "terminated")
+
+
+def rerun_main(options: argparse.Namespace) -> int:
+    """Run again what failed; with --wait 1 if it failed again."""
+
+    async def work() -> int:
+        async with kernel_of(options) as kernel:
+            found: dict[str, anybatch.JobRerun] = {}
+            for job in await references(kernel, options.jobs):
+                found |= {one.id: one for one in await kernel.rerun(job, dependents=options.dependents)}
+            for one in found.values() if not options.json else ():
+                say(f"runs again: {one.name} {one.id}" + (f", {one.children} children" if one.children > 1 else ""))
+            if options.wait:
+                return tell_ends(await asyncio.gather(*map(kernel.wait, found)), json=options.json)
+            if options.json:
+                print_json(await kernel.describe_jobs(list(found)))
+        return 0
+
+    return carry_out(options, work)
 
 
 def _act(options: argparse.Namespace, act: Act, done: str) -> int:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from .conftest import Quick, Serve
 
 COMMANDS = [
-    "run", "check", "serve", "submit", "ps", "describe", "logs", "events", "explain", "cancel", "terminate", "wait",
-    "queues", "environments", "drain", "top", "completion", "plugins",
+    "run", "check", "serve", "submit", "ps", "describe", "logs", "events", "explain", "cancel", "terminate", "rerun",
+    "wait", "queues", "environments", "drain", "top", "completion", "plugins",
 ]  # fmt: skip
 UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 CHILDREN = ["sh", "-c", "echo child $AWS_BATCH_JOB_ARRAY_INDEX; test $AWS_BATCH_JOB_ARRAY_INDEX != 2"]
@@ -110,6 +110,20 @@ def test_jobs_are_cancelled_and_terminated_with_a_reason(served: Quick, tmp_path
     assert served("describe", "--json", "five:4").json[0]["status_reason"] == "bad input"
     (job,) = served("terminate", "--json", "--wait", "five").expect(0).json
     assert (job["status"], job["status_summary"]["FAILED"], job["is_terminated"]) == ("FAILED", 5, True)
+
+
+def test_what_failed_runs_again_in_the_same_job(served: Quick, tmp_path: Path) -> None:
+    mended = tmp_path / "mended"
+    fails = ["sh", "-c", f"test $AWS_BATCH_JOB_ARRAY_INDEX != 2 -o -e '{mended}'"]
+    served("submit", "-a", "4", "--name", "four", "--wait", "--", *fails).expect(1)
+    assert "is not allowed" in served("rerun", "four:9").expect(2).err or "exist" in served("rerun", "four:9").err
+    assert served("rerun", "--wait", "four").expect(1).out.startswith("runs again: four ")
+    mended.touch()
+    (job,) = served("rerun", "--json", "--wait", "four").expect(0).json
+    assert (job["status"], job["status_summary"]["SUCCEEDED"]) == ("SUCCEEDED", 4)
+    (child,) = served("describe", "--json", "four:2").json
+    assert [attempt["exit_code"] for attempt in child["attempts"]] == [1, 1, 0]
+    assert "FAILED" in served("rerun", "four").expect(2).err
 
 
 def test_an_environment_is_drained_and_used_again(served: Quick, tmp_path: Path) -> None:
