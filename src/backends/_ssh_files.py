@@ -41,6 +41,8 @@ FORGET_MAX: Final = 1000
 """Jobs in one request."""
 COPIES_MAX: Final = 16
 """Files that are copied at once."""
+WIND_UP_S: Final = 5.0
+"""For what is under way to see that the connection has ended."""
 ASK_S: Final = 60.0
 """For one answer."""
 REASON_MAX: Final = 255
@@ -99,19 +101,27 @@ class HostFiles:
         self._sent.clear()
         self._ended.clear()
         self._told.clear()
-        for task in self._tasks.values():
-            task.cancel()
+
+    async def wind_up(self) -> None:
+        """Once the connection has ended: return when nothing of it goes on.
+
+        Copies fail with it. They are cancelled only if they do not: asyncssh leaves a cancelled copy's requests alone,
+        and what becomes of those is seen by nobody.
+        """
+        tasks = list(self._tasks.values())
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=WIND_UP_S)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
 
     def give_up(self) -> None:
         """Nothing that waits will run here."""
         self._waiting.clear()
 
-    async def close(self) -> None:
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+    def close(self) -> None:
+        """Nothing is wanted any more; the connection has ended."""
         if self._idle is not None:
             self._idle.cancel()
 
@@ -314,17 +324,15 @@ class HostFiles:
         if not folders and not files and not links:
             return
         sftp = await self._sftp_client()
-        limit = asyncio.Semaphore(COPIES_MAX)
 
         async def put(name: str) -> None:
-            async with limit:
-                await sftp.put(str(local / name), f"{remote}/{name}", preserve=True)
+            await sftp.put(str(local / name), f"{remote}/{name}", preserve=True)
 
         self._busy += 1
         try:
             for name in folders:
                 await sftp.mkdir(f"{remote}/{name}")
-            await _all([put(name) for name in files])
+            await _all(put, files)
             for name in links:
                 await sftp.symlink(os.readlink(local / name), f"{remote}/{name}")
         finally:
@@ -365,7 +373,10 @@ class HostFiles:
                     failed = f"its files could not be fetched: {_text(error)}"[:REASON_MAX]  # this machine's disk
                 else:
                     return  # the next connection reports them again
-            told, self._ended[job_id] = self._ended[job_id][:ends], self._ended[job_id][ends:]
+            waiting = self._ended.get(job_id)
+            if waiting is None:
+                return  # the connection has ended meanwhile: all are reported again
+            told, self._ended[job_id] = waiting[:ends], waiting[ends:]
             for tell in told:
                 tell(failed)
         self._ended.pop(job_id, None)
@@ -386,24 +397,24 @@ class HostFiles:
         if not files:
             return
         sftp = await self._sftp_client()
-        limit = asyncio.Semaphore(COPIES_MAX)
-        self._busy += 1
-        try:
-            await _all([self._get_one(sftp, limit, f"{remote}/{one[0]}", local / one[0]) for one in files])
-        finally:
-            self._rest()
 
-    async def _get_one(self, sftp: asyncssh.SFTPClient, limit: asyncio.Semaphore, remote: str, local: Path) -> None:
-        async with limit:
-            local.parent.mkdir(parents=True, exist_ok=True)
-            fresh = local.with_name(f".{local.name[:200]}.anybatch-{os.getpid()}")
+        async def get(name: str) -> None:
+            there = local / name
+            there.parent.mkdir(parents=True, exist_ok=True)
+            fresh = there.with_name(f".{there.name[:200]}.anybatch-{os.getpid()}")
             try:
-                await sftp.get(remote, str(fresh), preserve=True)
-                fresh.replace(local)
+                await sftp.get(f"{remote}/{name}", str(fresh), preserve=True)
+                fresh.replace(there)
             except asyncssh.SFTPNoSuchFile:
                 pass  # it was there a moment ago
             finally:
                 fresh.unlink(missing_ok=True)
+
+        self._busy += 1
+        try:
+            await _all(get, [str(one[0]) for one in files])
+        finally:
+            self._rest()
 
     async def _sftp_client(self) -> asyncssh.SFTPClient:
         """SFTP over a channel on which no login shell can put a word in."""
@@ -431,15 +442,21 @@ async def start_sftp(connection: asyncssh.SSHClientConnection, path: str, python
     return await start(conn=connection, loop=asyncio.get_running_loop(), reader=reader, writer=writer, **given)
 
 
-async def _all(copies: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Return once all are done; once one has failed the others are cancelled."""
-    tasks = [asyncio.ensure_future(one) for one in copies]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+async def _all(copy: Callable[[str], Coroutine[Any, Any, None]], names: Iterable[str]) -> None:
+    """Copy all, some at once. Once one has failed no more are begun, and those under way are waited for."""
+    limit, failures = asyncio.Semaphore(COPIES_MAX), list[Exception]()
+
+    async def one(name: str) -> None:
+        async with limit:
+            if not failures:
+                try:
+                    await copy(name)
+                except Exception as error:
+                    failures.append(error)
+
+    await asyncio.gather(*map(one, names))
+    if failures:
+        raise failures[0]
 
 
 def _below(top: Path) -> tuple[list[str], list[str], list[str]]:

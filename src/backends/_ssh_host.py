@@ -180,11 +180,11 @@ class SshHost:
         finally:
             if self._release is not None:
                 self._release.cancel()
-            await self.files.close()
             if self._task is not None:
                 self._task.cancel()
                 await asyncio.wait([self._task])
             await self._disconnect()
+            self.files.close()
 
     # -- what the backend asks ---------------------------------------------------------------------------
 
@@ -328,6 +328,7 @@ class SshHost:
         connection, self.connection, self._far = self.connection, None, None
         self.files.disconnected()
         if connection is None:
+            await self.files.wind_up()
             return
         jump = jump_task(connection)
         connection.abort()
@@ -335,6 +336,7 @@ class SshHost:
             await connection.wait_closed()
             if jump is not None:
                 await asyncio.wait([jump])
+            await self.files.wind_up()
 
     def _on_lost(self, refusal: str | None) -> None:
         """The agent's connection has ended; `_watch` sees that too."""

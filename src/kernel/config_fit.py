@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from .backend import Capacity, EnvironmentSettings
 from .config_check import Judged
+from .core.checks import VCPUS_MILLI_MAX
 from .core.model import EnvironmentBody, ResourceState, Shape
 from .core.state import JobRow, KernelState
 from .registry import BackendRegistry
@@ -83,8 +84,8 @@ def _hosts(name: str, body: EnvironmentBody, registry: BackendRegistry, state: K
         options=body.options,
     )
     expected: Sequence[Capacity] | None = registry.expects(body.backend, settings)
-    if expected is None:
-        return [_Host(body.max_vcpus_milli, None, None)], False
+    if expected is None:  # an unmanaged environment has what its hosts have, whatever max_vcpus says
+        return [_Host(body.max_vcpus_milli if body.managed else VCPUS_MILLI_MAX, None, None)], False
     return [_Host(one.vcpus_milli, one.memory_mib, len(one.gpus)) for one in expected], True
 
 
@@ -114,8 +115,11 @@ def _fit(row: JobRow, name: str, body: EnvironmentBody, hosts: list[_Host], *, k
         if limited:
             text += f", limited by {' and '.join(limited)}"
         if not known:
+            once = f"is known once its backend {body.backend!r} has started"
             text = (
-                f"by its vCPUs {text}; what else its hosts have is known once its backend {body.backend!r} has started"
+                f"by its vCPUs {text}; what else its hosts have {once}"
+                if body.managed
+                else f"what its hosts have {once}"
             )
     if not enabled:
         text += "; waits while the environment is DISABLED"

@@ -26,6 +26,7 @@ from .core.errors import Conflict, InvalidValue, JournalError, KernelBug, NotFou
 from .core.inputs import Input, Report, Request
 from .core.machine import replay
 from .core.model import Quotas
+from .core.state import JobRow
 from .core.states import SUCCEEDED
 from .environments import Drivers
 from .job_calls import JobReference
@@ -185,9 +186,19 @@ class JournalReader(Kernel):
                     yield piece
                     await asyncio.sleep(0)
         except FileNotFoundError:
-            return  # an attempt that has written nothing has none
+            self._check_log_place(row, index or 0)  # an attempt that has written nothing has none
         except OSError as e:
             raise Conflict("job", row.job_id, f"its log {path} cannot be read: {e.strerror}") from e
+
+    def _check_log_place(self, row: JobRow, index: int) -> None:
+        """Tell of a log that is not here because its backend keeps it elsewhere."""
+        state = self._live.state
+        host = state.hosts.get(row.children.hosts()[index])
+        backend = state.environments[host.environment].body.backend if host is not None else None
+        if host is not None and backend is not None and self._registry.is_remote(backend):
+            where = f"host {host.name!r} of environment {host.environment!r}"
+            why = f"what it wrote is on {where}, and was not fetched: that takes a running kernel on this journal"
+            raise Conflict("job", row.job_id, why)
 
 
 def read_journal(path: str | os.PathLike[str]) -> JournalReader:

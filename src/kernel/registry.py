@@ -104,6 +104,14 @@ class BackendRegistry:
         found: Any = self._find(name)
         return found.capabilities.container if hasattr(found, "expects") else None
 
+    def is_remote(self, name: str) -> bool:
+        """Whether a backend's hosts are other machines, as far as it can be asked without being made."""
+        try:
+            found: Any = self._find(name)
+        except (InvalidValue, PluginError):
+            return False
+        return bool(getattr(getattr(found, "capabilities", None), "remote", False))
+
     def make(self, name: str, environment: str) -> Backend:
         """A backend for an environment.
 

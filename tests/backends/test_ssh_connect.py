@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import stat
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from allowed_skips import NEEDS_OLD_PYTHON
 from anybatch.backends._ssh_host import AGENT, AGENT_SHA
 from anybatch.backends._ssh_options import HostSpec, SshOptions, host_specs
 from anybatch.backends.ssh import SshBackend
@@ -18,6 +20,7 @@ from anybatch.testing.backend_kit import RecordingContext
 from ssh_rig import Bench, Lab, key, keygen, launch, output, shell, until
 
 pytestmark = pytest.mark.asyncio
+OLD_PYTHONS = sorted(Path.home().glob(".pyenv/versions/3.8.*/bin/python3.8"))
 
 
 def specs(registered: dict[str, Any] | None = None, **options: Any) -> dict[str, HostSpec]:
@@ -243,6 +246,29 @@ async def test_what_the_login_shell_prints_and_how_slow_it_is_does_not_matter(la
     names = {line.partition("=")[0] for line in said}
     assert names & {"LD_PRELOAD", "PYTHONPATH", "ENV", "SSH_CONNECTION", "SSH_CLIENT"} == set()
     assert {"MINE=1", "PATH=/usr/local/bin:/usr/bin:/bin", "USER=root", f"SHELL={profile}"} <= set(said)
+
+
+async def test_a_csh_as_login_shell_will_do(lab: Lab, bench: Bench) -> None:
+    lab.machine("host", shell="/usr/bin/tcsh")
+    backend, context = await bench.open()
+    await backend.launch([launch(shell("exit 3"), host="host")])
+    await until(context, lambda: context.ends_of(key()))
+    assert (context.paused, context.ends_of(key())[0].code) == ({}, 3)
+
+
+async def test_the_oldest_python_that_is_promised_will_do(lab: Lab, bench: Bench) -> None:
+    python = next((str(path) for path in OLD_PYTHONS if path.exists()), None) or shutil.which("python3.8")
+    if python is None or subprocess.run([python, "-c", ""], capture_output=True).returncode:
+        pytest.skip(NEEDS_OLD_PYTHON)
+    lab.sshd("host")
+    backend, context = await bench.open(python=python)
+    await backend.launch([launch(shell("echo hi; exit 3"), host="host")])
+    await until(context, lambda: context.ends_of(key()))
+    assert context.ends_of(key())[0].code == 3
+    assert await output(backend, key()) == b"hi\n"
+    facts = backend._hosts["host"]._facts
+    assert facts is not None
+    assert facts.python.startswith("3.8.")
 
 
 async def test_a_login_shell_that_runs_nothing_is_said_with_what_it_says(lab: Lab, bench: Bench) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import anyio
 import pytest
-from anybatch import Code, Conflict, FailureClass, HostState, JobStatus, Kernel
+from anybatch import Code, Conflict, FailureClass, HostState, JobStatus, Kernel, read_journal
 from ssh_rig import DEADLINE_S, Lab, Machine
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(180)]
@@ -170,6 +170,12 @@ async def test_what_retention_forgets_goes_from_the_host_too(lab: Lab, tmp_path:
         await until(lambda: not there(gone))
         assert len(there(kept)) == 2  # its log, and its folder
         assert await kept.read_logs() == b"kept\n"
+        other = await kernel.submit_job("other", queue="queue", command=["echo", "other"])
+        await other.wait()
+    async with read_journal(tmp_path / "db") as reader:
+        assert [piece async for piece in reader.logs("kept")] == [b"kept\n"]
+        with pytest.raises(Conflict, match="what it wrote is on host 'a' of environment 'lab', and was not fetched"):
+            await anext(reader.logs("other"))
 
 
 async def test_the_example_pipeline_over_three_hosts_in_two_zones_one_of_which_is_lost(

@@ -66,3 +66,10 @@ def test_what_cannot_be_done_to_hosts_is_said(served: Quick, tmp_path: Path) -> 
     for action in ("list", "register", "drain", "deregister"):
         out = served("hosts", action, "--help").expect(0).out
         assert f"anybatch hosts {action}" in out.partition("examples:")[2]
+
+
+def test_a_check_supposes_nothing_of_what_ssh_hosts_have(quick: Quick) -> None:
+    text = LAB.format(folder="~") + '[jobs.wide]\ncommand = ["x"]\nvcpus = 64\narray_size = 4\n'
+    quick.write("wide.toml", text)
+    out = quick("check", "wide.toml").expect(0).out
+    assert "what its hosts have is known once its backend 'ssh' has started" in out
