@@ -290,9 +290,10 @@ sys.exit(crash.main())
 """
 
 
-def test_a_backend_that_gives_up_what_runs_is_noticed(tmp_path: Path) -> None:
+def test_a_backend_that_gives_up_what_runs_is_noticed(tmp_path_factory: pytest.TempPathFactory) -> None:
+    tmp_path = tmp_path_factory.mktemp("up")
     for seed in range(1, 6):  # until a kill has met something that runs
-        folder = tmp_path / f"f{seed}"
+        folder = tmp_path / str(seed)  # short: paths of sockets are limited
         arguments = ("--kills", 5, "--target", "kernel", "--seed", seed, "--jobs-least", 40, "--folder", folder)
         code, result, said = run(*arguments, program=WRONG)
         if code:
