@@ -340,10 +340,16 @@ def main() -> int:
         "figures": [],
         "missing": {},
     }
+    failed = False
     with work_folders():
         for benchmark in plan(quick=options.quick, n=options.n):
             if not options.only or benchmark.name.startswith(tuple(options.only)):
-                result["figures"] += run(benchmark, options.rounds or benchmark.rounds, result["missing"])
+                try:
+                    result["figures"] += run(benchmark, options.rounds or benchmark.rounds, result["missing"])
+                except subprocess.CalledProcessError as e:  # it costs its own figures, not those of the others
+                    failed = True
+                    result["missing"][benchmark.name] = f"{Path(e.cmd[1]).name} ended with status {e.returncode}"
+                    say(f"without {benchmark.name}: {result['missing'][benchmark.name]}")
     result["load"] = {"before": load, "after": os.getloadavg()[0]}
     result["took_s"] = round(time.monotonic() - begun, 1)
     text = json.dumps(result, indent=1)
@@ -356,7 +362,7 @@ def main() -> int:
     else:
         print(text)
         say(shown)
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
