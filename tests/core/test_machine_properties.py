@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -41,7 +42,7 @@ from core_rig import (
     after_failure,
     n_to_n,
 )  # fmt: skip
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -523,6 +524,8 @@ class KernelMachine(RuleBasedStateMachine):
         assert not any(host.load for host in self.rig.state.hosts.values())
 
 
+SEEDS_MAX = 5
+"""Runs in which one complaint of a deliberate mistake has to come."""
 SETTINGS = settings(
     max_examples=EXAMPLES,
     stateful_step_count=STEPS,
@@ -606,6 +609,21 @@ def test_a_kernel_with_a_mistake_does_not_pass(
     mistake: Callable[[pytest.MonkeyPatch], None], complaint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mistake(monkeypatch)
-    few = settings(SETTINGS, max_examples=300, phases=[Phase.generate], derandomize=True, database=None)
-    with pytest.raises(AssertionError, match=complaint):
-        run_state_machine_as_test(KernelMachine, settings=few)
+    few = settings(SETTINGS, max_examples=300, phases=[Phase.generate], derandomize=False, database=None)
+    seen: list[str] = []
+    for number in range(
+        SEEDS_MAX
+    ):  # what an example meets first depends on more than its seed: the constants around it
+
+        class Machine(KernelMachine):
+            pass
+
+        try:
+            run_state_machine_as_test(seed(number)(Machine), settings=few)
+        except Exception as e:  # the kernel's own checks may be the first to notice
+            if isinstance(e, AssertionError) and re.search(complaint, str(e)):
+                return
+            seen.append(f"seed {number}: {str(e).partition(chr(10))[0]}")
+        else:
+            seen.append(f"seed {number}: nothing")
+    pytest.fail(f"nobody complained of {complaint!r}, but: {seen}")
