@@ -87,6 +87,8 @@ class EngineHost(Ends):
         self._removers = Pool(FINISHERS_MAX, self._remove, "anybatch-docker-remove")
         self._signallers = Pool(SIGNALLERS_MAX, self._signal, "anybatch-docker-signal")
         self._watching: asyncio.Task[None] | None = None
+        self._gone: str | None = None
+        """Why the engine cannot be reached; None: it can."""
         self._expected: tuple[list[Launch], Callable[[Mapping[str, Any]], Capacity]] | None = None
 
     def configure(
@@ -199,7 +201,7 @@ class EngineHost(Ends):
 
     def tell_all(self) -> None:
         """Report what runs, to a new context."""
-        for (job_id, number), indexes in self._running().items():
+        for (job_id, number), indexes in self._in(Step.RUNNING).items():
             self.context.started(job_id, number, indexes)
 
     def begin_watching(self) -> None:
@@ -253,6 +255,8 @@ class EngineHost(Ends):
         for key in launch.attempts():
             if key not in self.attempts and key not in self.over:
                 self._enqueue(self._add(Attempt(key, launch)))
+        if self._gone is not None:  # placed before the kernel could be told
+            self.context.waiting(launch.job_id, launch.number, launch.indexes, reason=self._gone)
 
     def _enqueue(self, attempt: Attempt) -> None:
         assert attempt.launch is not None
@@ -367,6 +371,8 @@ class EngineHost(Ends):
                 self._removers.put(attempt)
             return
         attempt.step = Step.WAITING
+        if self._gone is not None:
+            self.context.waiting(attempt.key.job_id, attempt.key.number, [attempt.key.index], reason=self._gone)
         self._starters.put(attempt, first=True)
 
     async def _could_not(self, attempt: Attempt, error: EngineError) -> None:
@@ -461,24 +467,29 @@ class EngineHost(Ends):
 
     def on_down(self, reason: str) -> None:
         """The engine is gone: nothing is placed here, and what runs is not known of."""
+        self._gone = reason
         self.context.host_paused(self.name, reason)
-        for (job_id, number), indexes in self._running().items():
+        for (job_id, number), indexes in self._in(Step.RUNNING).items():
             self.context.unknown(job_id, number, indexes, for_ms=self.lost_after_ms)
+        for (job_id, number), indexes in self._in(Step.WAITING).items():
+            self.context.waiting(job_id, number, indexes, reason=reason)
 
     def on_up(self, outage_ms: int) -> None:
         """The engine is there: placement goes on, and what runs is known of again."""
+        self._gone = None
         if not outage_ms:
             return
         self.images.forget_all()
         self.context.host_paused(self.name, None)
-        for (job_id, number), indexes in self._running().items():
+        for (job_id, number), indexes in self._in(Step.RUNNING).items():
             self.context.started(job_id, number, indexes)
             self.context.found(self.name, job_id, number, indexes)  # to be stopped, if it was given up meanwhile
 
-    def _running(self) -> dict[tuple[str, int], list[int]]:
+    def _in(self, step: Step) -> dict[tuple[str, int], list[int]]:
+        """The attempts of this step: indexes per job and attempt number."""
         found: dict[tuple[str, int], list[int]] = {}
         for key, attempt in self.attempts.items():
-            if attempt.step is Step.RUNNING:
+            if attempt.step is step:
                 found.setdefault((key.job_id, key.number), []).append(key.index)
         return found
 
