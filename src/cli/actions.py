@@ -102,9 +102,11 @@ def _act(options: argparse.Namespace, act: Act, done: str) -> int:
         async with kernel_of(options) as kernel:
             jobs = await references(kernel, options.jobs)
             for job in jobs:
+                (before,) = await kernel.describe_jobs([job])
                 await act(kernel, job, options.reason)
                 if not options.json:
-                    say(f"{done} {job}")
+                    (after,) = await kernel.describe_jobs([job])
+                    say(_left(before, after, done) or f"{done} {job}")
             if getattr(options, "wait", False):
                 await asyncio.gather(*map(kernel.wait, jobs))
             if options.json:
@@ -112,6 +114,15 @@ def _act(options: argparse.Namespace, act: Act, done: str) -> int:
         return 0
 
     return carry_out(options, work)
+
+
+def _left(before: anybatch.JobDetail, after: anybatch.JobDetail, done: str) -> str | None:
+    """What to say of a job that this could not change."""
+    if before.status in (anybatch.JobStatus.SUCCEEDED, anybatch.JobStatus.FAILED):
+        return f"left as it is: {before.id}, which is {before.status} already"
+    if done == "cancelled" and after.status is anybatch.JobStatus.RUNNING:
+        return f"left as it is: {after.id}, which is RUNNING; `anybatch terminate` stops what runs"
+    return None
 
 
 def wait_main(options: argparse.Namespace) -> int:

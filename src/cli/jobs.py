@@ -210,13 +210,16 @@ def explain_main(options: argparse.Namespace) -> int:
 
     async def work() -> int:
         async with kernel_of(options, looks=True) as kernel:
-            reasons = await kernel.explain(await reference(kernel, options.job))
-        if options.json:
-            print_json(reasons)
-            return 0
-        width = max(len(reason.code) for reason in reasons)
-        for reason in reasons:
-            say(f"{reason.code:<{width}}  {reason.text}")
+            job = await reference(kernel, options.job)
+            reasons = await kernel.explain(job)
+            if options.json:
+                print_json(reasons)
+                return 0
+            more = [row for detail in await kernel.describe_jobs([job]) for row in await _failures(kernel, detail)]
+        rows = [(reason.code, reason.text) for reason in reasons] + [(f"{name}:", text) for name, text in more]
+        width = max(len(head) for head, _ in rows)
+        for head, text in rows:
+            say(f"{head:<{width}}  {text}")
         return 0
 
     return carry_out(options, work)

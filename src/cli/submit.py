@@ -20,6 +20,7 @@ EXAMPLES: Final = """
   anybatch submit -a 100 --queue batch -- ./work.sh
   anybatch submit --definition resize --parameter input=a.png --wait
   anybatch submit --after resize -- ./report.sh   once that has SUCCEEDED
+  anybatch submit --after-failure resize -- ./alert.sh
   job=$(anybatch submit -- ./work.sh) && anybatch logs -f "$job"
 """
 
@@ -36,14 +37,19 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--definition", metavar="NAME[:REVISION]", help="what to run; the rest overrides it")
     parser.add_argument("--name", metavar="NAME", help="the job's name (default: the definition's or program's)")
     parser.add_argument("-a", "--array-size", type=int, metavar="N", help="run it N times, as an array")
+    parser.add_argument("--max-running", type=int, metavar="N", help="children that run at once, at most")
     parser.add_argument("--after", action="append", default=[], metavar="JOB", help="wait for its success; repeatable")
-    parser.add_argument(
-        "--each-after", action="append", default=[], metavar="JOB", help="child i waits for its child i"
-    )
+    for option, text in (
+        ("--after-any", "wait for its end, whichever it is"),
+        ("--after-failure", "run only if it has FAILED"),
+        ("--each-after", "child i waits for its child i"),
+    ):
+        parser.add_argument(option, action="append", default=[], metavar="JOB", help=text)
     parser.add_argument("--parameter", action="append", default=[], metavar="NAME=VALUE", help="for Ref::NAME")
     parser.add_argument(
         "--env", action="append", default=[], metavar="NAME=VALUE", help="a variable; NAME alone: as here"
     )
+    parser.add_argument("--image", metavar="IMAGE", help="the container image, where a backend makes containers")
     parser.add_argument("--vcpus", type=float, metavar="N", help="vCPUs of each attempt")
     parser.add_argument("--memory", metavar="SIZE", help="memory of each attempt, in MiB or such as 2GiB")
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of each attempt")
@@ -83,6 +89,8 @@ async def _arguments(kernel: anybatch.Kernel, options: argparse.Namespace) -> di
     if not options.command and options.definition is None:
         raise anybatch.InvalidValue("COMMAND", options.command, "give a command after --, or --definition")
     depends_on: list[Any] = [await reference(kernel, job) for job in options.after]
+    depends_on += [anybatch.after_any(await reference(kernel, job)) for job in options.after_any]
+    depends_on += [anybatch.after_failure(await reference(kernel, job)) for job in options.after_failure]
     depends_on += [anybatch.n_to_n(await reference(kernel, job)) for job in options.each_after]
     found = {
         "name": options.name or _name(options),
@@ -90,6 +98,8 @@ async def _arguments(kernel: anybatch.Kernel, options: argparse.Namespace) -> di
         "definition": options.definition,
         "command": options.command or None,
         "array_size": options.array_size,
+        "max_running": options.max_running,
+        "image": options.image,
         "depends_on": depends_on,
         "parameters": _pairs("--parameter", options.parameter),
         "environment": _pairs(

@@ -52,7 +52,11 @@ def test_an_array_from_submit_to_the_log_of_the_child_that_failed(served: Quick)
     told = served("describe", "arr").expect(0).out
     assert "failed:       children 2: exit code 1\n" in told
     assert f"logs:         anybatch logs {job}:2\n" in told
-    assert served("explain", "arr").out == "FAILED  its 4 children have ended: 3 SUCCEEDED, 1 FAILED\n"
+    assert served("explain", "arr").out.splitlines() == [
+        "FAILED   its 4 children have ended: 3 SUCCEEDED, 1 FAILED",
+        "failed:  children 2: exit code 1",
+        f"logs:    anybatch logs {job}:2",
+    ]
     for name in ("arr:2", f"{job}:2"):
         assert served("logs", name).expect(0).out == "child 2\n"
     events = served("events", "--job", "arr").expect(0).out.splitlines()
@@ -112,6 +116,17 @@ def test_jobs_are_cancelled_and_terminated_with_a_reason(served: Quick, tmp_path
     assert (job["status"], job["status_summary"]["FAILED"], job["is_terminated"]) == ("FAILED", 5, True)
 
 
+def test_what_a_cancel_or_terminate_cannot_change_is_said(served: Quick, tmp_path: Path) -> None:
+    served("submit", "--wait", "--name", "done", "--", "true").expect(0)
+    for command in ("cancel", "terminate"):
+        assert served(command, "done").expect(0).out.endswith("which is SUCCEEDED already\n")
+    job = served("submit", "--name", "runs", "--", *waits_for(tmp_path / "never")).expect(0).out.strip()
+    until(lambda: served("describe", "--json", job).json[0]["status"] == "RUNNING")
+    told = served("cancel", "runs").expect(0).out
+    assert told == f"left as it is: {job}, which is RUNNING; `anybatch terminate` stops what runs\n"
+    assert served("terminate", "--wait", "runs").expect(0).out == "terminated runs\n"
+
+
 def test_what_failed_runs_again_in_the_same_job(served: Quick, tmp_path: Path) -> None:
     mended = tmp_path / "mended"
     fails = ["sh", "-c", f"test $AWS_BATCH_JOB_ARRAY_INDEX != 2 -o -e '{mended}'"]
@@ -156,6 +171,10 @@ def test_submit_takes_what_a_job_is_made_of(served: Quick) -> None:
     assert served("logs", "c").out == f"{served.folder}\n"
     (b,) = served("describe", "--json", "b").json
     assert (b["vcpus"], b["memory_mib"], b["timeout_s"], b["retry"]["attempts"]) == (0.5, 64, 60, 2)
+    served("submit", "--name", "not-needed", "--after-failure", "c", "--", "true").expect(0)
+    served("submit", "--name", "d", "-a", "4", "--max-running", "1", "--after-any", "not-needed", "--", "false")
+    assert [served("wait", name).status for name in ("not-needed", "d")] == [1, 1]
+    assert served("describe", "--json", "d").json[0]["max_running"] == 1
     again = served("submit", "--name", "c", "--after", "b", "--workdir", ".", "--client-token", "t", "--", "pwd")
     assert again.out.strip() == served("describe", "--json", "c").json[0]["id"]
 
