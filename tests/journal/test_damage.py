@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import sqlite3
@@ -290,7 +291,7 @@ def test_an_unreadable_snapshot_is_replaced_by_the_one_before_it_or_the_log(
 
 def test_an_unreadable_snapshot_without_which_nothing_goes_is_an_error(tmp_path: Path) -> None:
     made = make_journal(tmp_path / "j.db", snapshots=[20])
-    with sqlite3.connect(made.path) as db:
+    with contextlib.closing(sqlite3.connect(made.path)) as db, db:
         at = db.execute("SELECT seq FROM snapshot").fetchone()[0]
         db.execute("DELETE FROM log WHERE first <= ?", (at,))
         db.execute("UPDATE snapshot SET data = ?", (b"nonsense",))
@@ -356,7 +357,7 @@ async def test_a_kernel_tells_what_it_has_given_up(tmp_path: Path) -> None:
 
 def test_a_journal_of_a_newer_version_is_refused_untouched(tmp_path: Path) -> None:
     made = make_journal(tmp_path / "j.db")
-    with sqlite3.connect(made.path) as db:
+    with contextlib.closing(sqlite3.connect(made.path)) as db, db:
         db.execute(f"PRAGMA user_version = {RECORD_VERSION + 1}")
     db.close()
     for accept in (False, True):
@@ -365,7 +366,7 @@ def test_a_journal_of_a_newer_version_is_refused_untouched(tmp_path: Path) -> No
 
 
 def other_database(path: Path) -> None:
-    with sqlite3.connect(path) as db:
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute("CREATE TABLE notes (text)")
     db.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import sqlite3
@@ -84,14 +85,14 @@ def without_the_header(path: Path) -> None:
 
 
 def without_the_last_record(path: Path) -> None:
-    with sqlite3.connect(path) as db:
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute("DELETE FROM log WHERE first = (SELECT MAX(first) FROM log)")
         db.execute("DELETE FROM snapshot")
     db.close()
 
 
 def without_one_record_of_old(path: Path) -> None:
-    with sqlite3.connect(path) as db:
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute("DELETE FROM log WHERE first = (SELECT MIN(first) FROM log WHERE first > 30)")
     db.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +35,7 @@ def commit(journal: FileJournal, count: int = 1) -> None:
 
 
 def parts(folder: Path) -> int:
-    with sqlite3.connect(folder / "j.db") as db:
+    with contextlib.closing(sqlite3.connect(folder / "j.db")) as db, db:
         return int(db.execute("SELECT COUNT(*) FROM snapshot_part").fetchone()[0])
 
 
@@ -97,7 +98,7 @@ def test_a_damaged_piece_makes_the_snapshot_unreadable_and_the_one_before_it_ser
         commit(journal)
         journal.put_snapshot(data)
     journal._close()
-    with sqlite3.connect(tmp_path / "j.db") as db:
+    with contextlib.closing(sqlite3.connect(tmp_path / "j.db")) as db, db:
         db.execute("UPDATE snapshot_part SET data = zeroblob(10) WHERE id = (SELECT MAX(id) FROM snapshot_part)")
 
     again = open_journal(tmp_path)
@@ -110,7 +111,7 @@ def test_a_journal_without_the_table_gets_it(tmp_path: Path) -> None:
     commit(journal)
     journal.put_snapshot(b"small")
     journal._close()
-    with sqlite3.connect(tmp_path / "j.db") as db:
+    with contextlib.closing(sqlite3.connect(tmp_path / "j.db")) as db, db:
         db.execute("DROP TABLE snapshot_part")
 
     again = open_journal(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import sqlite3
@@ -179,7 +180,7 @@ async def test_one_journal_serves_one_kernel_at_a_time(tmp_path: Path) -> None:
 
 async def test_a_file_that_is_no_journal_is_refused_untouched(tmp_path: Path) -> None:
     path = tmp_path / "other.db"
-    with sqlite3.connect(path) as db:
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute("CREATE TABLE notes (text)")
     db.close()
     text = tmp_path / "text.db"

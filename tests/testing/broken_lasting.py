@@ -23,6 +23,9 @@ from anybatch.kernel.backend import (
 )
 from testing.broken import SOON, Through, Wrapped, WrappedProcesses, breaks
 
+LEFT_ALONE: list[asyncio.subprocess.Process] = []
+"""Processes that nobody waits for any more, on purpose: kept, as Python complains of such that it collects."""
+
 # -- new settings -------------------------------------------------------------------------------------
 
 
@@ -205,6 +208,7 @@ class SignalsOne:
         }
         with log.open("ab") as out:
             process = await asyncio.create_subprocess_exec(*launch.spec.command, env=variables, stdout=out, stderr=out)
+        LEFT_ALONE.append(process)
         self.pids[key] = process.pid
         self.context.started(key.job_id, key.number, [key.index])
         code = await process.wait()
