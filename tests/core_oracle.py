@@ -45,6 +45,11 @@ class Oracle:
         self.parent: dict[int, str] = {}
         self.shape: dict[int, Shape] = {}
         self.cap: dict[int, int] = {}
+        self.most_failures: dict[int, int] = {}
+        self.failures: Counter[int] = Counter()
+        """Children of each job that FAILED by their own attempts, since its last rerun."""
+        self.stopped: set[tuple[int, int, int]] = set()
+        """Attempts that their backend was told to stop."""
         self.size: dict[int, int] = {}
         self.depends_on: dict[int, tuple[Dependency, ...]] = {}
         self.answered: set[tuple[int, int, int]] = set()
@@ -85,6 +90,7 @@ class Oracle:
                     for i, number in effect.attempts:
                         key = (effect.job, i, number)
                         assert key in self.launched, f"attempt {key} is stopped but was never launched"
+                        self.stopped.add(key)
                 case NotifyJob():
                     self.told[effect.job, None] += 1
                 case NotifyChildren():
@@ -93,7 +99,20 @@ class Oracle:
         if not adopted:
             self._check_capacity(placed_on)
             self._check_caps({e.job for e in step.events if isinstance(e, ev.AttemptsPlaced)})
+        self._check_failures(step)
         self._compare(state)
+
+    def _check_failures(self, step: Step) -> None:
+        """An array with as many failures as it may have waits for nothing more, and runs nothing if told so."""
+        for job, most in self.most_failures.items():
+            if self.failures[job] >= most and job in self.size:
+                statuses = {self.status[job, i] for i in range(self.size[job])}
+                assert not statuses & {"SUBMITTED", "PENDING", "RUNNABLE"}, f"{job} goes on after {most} failures"
+        for event in step.events:
+            if isinstance(event, ev.ArrayStopped):
+                assert self.failures[event.job] >= self.most_failures[event.job]
+                live = {(job, i, self.number[job, i]) for job, i in self.live if job == event.job}
+                assert not event.terminate or live <= self.stopped, f"{event.job} is stopped, but not all that runs"
 
     def _move(self, job: int, i: int, target: str) -> None:
         edge = (self.status[job, i], target)
@@ -153,6 +172,8 @@ class Oracle:
                 self.size[serial], self.shape[serial] = size or 1, spec.shape
                 if spec.max_running is not None:
                     self.cap[serial] = spec.max_running
+                if size is not None and spec.max_failures is not None:
+                    self.most_failures[serial] = spec.max_failures
                 self.queue[serial] = queue
                 self.depends_on[serial] = depends_on
                 for i in range(size or 1):
@@ -204,6 +225,10 @@ class Oracle:
                     self.ahead.pop((event.job, i), None)
                     self.gpus.pop((event.job, i), None)
                     self._move(event.job, i, STATUSES[event.status].value)
+                if STATUSES[event.status] == "FAILED" and event.failure != "cancelled":
+                    self.failures[event.job] += len(event)
+            case ev.ArrayStopped(job=job):
+                self.given_up.update((job, i) for i in range(self.size[job]))
             case ev.CancelRequested(job=job, index=index):
                 self.given_up.update((job, i) for i in (range(self.size[job]) if index is None else (index,)))
             case ev.QueueDeleted(name=name):
@@ -230,6 +255,7 @@ class Oracle:
 
     def _reopened(self, job: int, indexes: Sequence[int]) -> None:
         """What FAILED goes on, within the promises to those who wait for it, and may be given up anew."""
+        self.failures[job] = 0
         for i in indexes:
             assert (job, i) not in self.live
             self._move(job, i, "PENDING")

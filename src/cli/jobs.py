@@ -157,6 +157,7 @@ def _facts(detail: anybatch.JobDetail) -> list[tuple[str, str]]:
         ("status", str(detail.status)),
         ("why", _reason(detail)),
         ("children", children(detail) if detail.array_size is not None else ""),
+        ("limits", _limits(detail)),
         ("command", " ".join(detail.command)),
         ("definition", detail.definition or ""),
         ("needs", needs),
@@ -176,6 +177,16 @@ def _facts(detail: anybatch.JobDetail) -> list[tuple[str, str]]:
             (f"attempt {attempt.number}", f"{text}{kind}{host}, {span(attempt.started_at, attempt.stopped_at)}")
         )
     return [(name, text) for name, text in rows if text]
+
+
+def _limits(detail: anybatch.JobDetail) -> str:
+    """Of an array."""
+    if detail.array_size is None:
+        return ""
+    most, failures = detail.max_running, detail.max_failures
+    stops = ", and what runs with it" if detail.on_max_failures is anybatch.OnMaxFailures.TERMINATE else ""
+    found = [] if most is None else [f"at most {most} run at once"]
+    return "; ".join(found if failures is None else [*found, f"stops at {failures} failed children{stops}"])
 
 
 def _reason(detail: anybatch.JobDetail) -> str:

@@ -18,6 +18,7 @@ DEFAULT_QUEUE: Final = "default"
 EXAMPLES: Final = """
   anybatch submit -- make test                    a job on the only queue, or the one called "default"
   anybatch submit -a 100 --queue batch -- ./work.sh
+  anybatch submit -a 1000 --max-failures 10 -- ./work.sh    stops when ten of them have failed
   anybatch submit --definition resize --parameter input=a.png --wait
   anybatch submit --after resize -- ./report.sh   once that has SUCCEEDED
   anybatch submit --after-failure resize -- ./alert.sh
@@ -38,6 +39,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--name", metavar="NAME", help="the job's name (default: the definition's or program's)")
     parser.add_argument("-a", "--array-size", type=int, metavar="N", help="run it N times, as an array")
     parser.add_argument("--max-running", type=int, metavar="N", help="children that run at once, at most")
+    parser.add_argument("--max-failures", type=int, metavar="N", help="stop the array when N children have failed")
+    parser.add_argument(
+        "--on-max-failures", metavar="WHAT", help="cancel: what runs then goes on (default); terminate: it is stopped"
+    )
     parser.add_argument("--after", action="append", default=[], metavar="JOB", help="wait for its success; repeatable")
     for option, text in (
         ("--after-any", "wait for its end, whichever it is"),
@@ -100,6 +105,8 @@ async def _arguments(kernel: anybatch.Kernel, options: argparse.Namespace) -> di
         "array_size": options.array_size,
         "max_running": options.max_running,
         "image": options.image,
+        "max_failures": options.max_failures,
+        "on_max_failures": options.on_max_failures,
         "depends_on": depends_on,
         "parameters": _pairs("--parameter", options.parameter),
         "environment": _pairs(

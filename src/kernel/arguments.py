@@ -16,7 +16,7 @@ import msgspec
 from .core.checks import MEMORY_MIB_MAX, TIMEOUT_MS_MAX, VCPUS_MILLI_MAX
 from .core.errors import InvalidValue
 from .core.inputs import DependencyRequest
-from .core.model import PLAIN, Action, DependencyType, EvaluateOnExit, On, Quotas, RetryStrategy
+from .core.model import PLAIN, Action, DependencyType, EvaluateOnExit, On, OnMaxFailures, Quotas, RetryStrategy
 from .core.states import JobStatus
 
 REVISION_DIGITS_MAX: Final = 9
@@ -131,6 +131,16 @@ def flag(field: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise InvalidValue(field, value, "it is True or False")
     return value
+
+
+def on_max_failures(value: object) -> OnMaxFailures | None:
+    """What becomes of an array that has had `max_failures`, or None."""
+    if value is None:
+        return None
+    if value not in tuple(OnMaxFailures):
+        allowed = "it is 'cancel' (what runs goes on), or 'terminate' (what runs is stopped too)"
+        raise InvalidValue("on_max_failures", value, allowed)
+    return OnMaxFailures(str(value))
 
 
 def number(field: str, value: object) -> float:

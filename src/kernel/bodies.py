@@ -14,6 +14,7 @@ from .core.model import (
     RETAIN_SUCCEEDED_MS,
     DefinitionBody,
     EnvironmentBody,
+    OnMaxFailures,
     Overrides,
     QueueBody,
     ResourceState,
@@ -40,6 +41,8 @@ def definition(
     scheduling_priority: Any = 0,
     metadata: Any = None,
     max_running: Any = None,
+    max_failures: Any = None,
+    on_max_failures: Any = None,
 ) -> DefinitionBody:
     """A job definition's; see `Kernel.register_job_definition`."""
     return DefinitionBody(
@@ -59,6 +62,8 @@ def definition(
         scheduling_priority=args.whole("scheduling_priority", scheduling_priority),
         metadata=args.metadata("metadata", metadata),
         max_running=args.optional_whole("max_running", max_running),
+        max_failures=args.optional_whole("max_failures", max_failures),
+        on_max_failures=args.on_max_failures(on_max_failures) or OnMaxFailures.CANCEL,
     )
 
 
@@ -88,6 +93,8 @@ def submission(
     client_token: Any = None,
     metadata: Any = None,
     max_running: Any = None,
+    max_failures: Any = None,
+    on_max_failures: Any = None,
 ) -> SubmitJob:
     """A job's; see `Kernel.submit_job`."""
     overrides = Overrides(
@@ -107,6 +114,8 @@ def submission(
         scheduling_priority=args.optional_whole("scheduling_priority", scheduling_priority),
         metadata=args.metadata("metadata", metadata),
         max_running=args.optional_whole("max_running", max_running),
+        max_failures=args.optional_whole("max_failures", max_failures),
+        on_max_failures=args.on_max_failures(on_max_failures),
     )
     return SubmitJob(
         job_id=job_id,

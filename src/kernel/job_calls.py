@@ -64,22 +64,25 @@ class JobCalls(Calls):
         client_token: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         max_running: int | None = None,
+        max_failures: int | None = None,
+        on_max_failures: str | None = None,
         job_id: str | None = None,
     ) -> JobHandle:
         """Queue a job; returns once that is on disk.
 
-        `definition` is a name (its newest ACTIVE revision) or `name:revision`; without one, `command` or
-        `script` says what to run. `array_size` makes it an array of that many children, of which
-        `max_running` run at once, at most (None: as many as there is room for). `depends_on` lists jobs that have to
-        have SUCCEEDED (ids, handles, or names: the one unfinished job of that name, else its newest finished one),
-        `after_any(job)`, `after_failure(job)`, `n_to_n(job)` and `SEQUENTIAL`. What else is given overrides the
-        definition: `environment` and `parameters` are merged by name, `container` field by field, the rest
-        replaces. `timeout` is in seconds per attempt, `memory` in MiB or a text such as "2GiB". `image` runs it in a
-        container, in an environment whose backend makes them (`container` has what else AWS's containerProperties
-        have); without a command the image's own runs. A `client_token` used before returns the job that it was first
-        used for. `metadata` is kept with the job and given back by `describe_job`; `job_id` is a UUID of yours for
-        it. A job that nothing in its queue can ever fit is queued all the same, for environments change; the
-        handle's `warnings` and the log say so at once.
+        `definition` is a name (its newest ACTIVE revision) or `name:revision`; without one, `command` or `script`
+        says what to run. `array_size` makes it an array of that many children, of which `max_running` run at once, at
+        most (None: as many as there is room for); it stops when `max_failures` of them have FAILED: with
+        `on_max_failures="cancel"` what runs goes on, with "terminate" it is stopped too. `depends_on` lists jobs that
+        have to have SUCCEEDED (ids, handles, or names: the one unfinished job of that name, else its newest finished
+        one), `after_any(job)`, `after_failure(job)`, `n_to_n(job)` and `SEQUENTIAL`. What else is given overrides the
+        definition: `environment` and `parameters` are merged by name, `container` field by field, the rest replaces.
+        `timeout` is in seconds per attempt, `memory` in MiB or a text such as "2GiB". `image` runs it in a container,
+        in an environment whose backend makes them (`container` has what else AWS's containerProperties have); without
+        a command the image's own runs. A `client_token` used before returns the job that it was first used for.
+        `metadata` is kept with the job and given back by `describe_job`; `job_id` is a UUID of yours for it. A job
+        that nothing in its queue can ever fit is queued all the same, for environments change; the handle's
+        `warnings` and the log say so at once.
 
         Raises:
             InvalidValue, QuotaExceeded, NotFound, Conflict: nothing was queued.
@@ -92,7 +95,7 @@ class JobCalls(Calls):
             command=command, script=script, environment=environment, parameters=parameters, vcpus=vcpus, memory=memory,
             gpus=gpus, retry=retry, timeout=timeout, workdir=workdir, scratch=scratch, image=image,
             container=container, tags=tags, scheduling_priority=scheduling_priority, client_token=client_token,
-            metadata=metadata, max_running=max_running,
+            metadata=metadata, max_running=max_running, max_failures=max_failures, on_max_failures=on_max_failures,
         )  # fmt: skip
         serial = await self._open.request(request)
         job = self._live.state.jobs[serial]

@@ -72,6 +72,8 @@ class ResourceCalls(Calls):
         scheduling_priority: int = 0,
         metadata: Mapping[str, Any] | None = None,
         max_running: int | None = None,
+        max_failures: int | None = None,
+        on_max_failures: str | None = None,
         exist_ok: bool = False,
     ) -> DefinitionDetail:
         """Make the next revision of a definition; arguments as in `submit_job`.
@@ -100,6 +102,8 @@ class ResourceCalls(Calls):
             scheduling_priority=scheduling_priority,
             metadata=metadata,
             max_running=max_running,
+            max_failures=max_failures,
+            on_max_failures=on_max_failures,
         )
         return await self.put_definition(name, body, exist_ok=exist_ok)
 

@@ -105,9 +105,9 @@ def job_event(
             status, serial = JobStatus.SUBMITTED, event.serial
         case ParentHeld(job=serial) | ParentReopened(job=serial):
             status = JobStatus.PENDING
-        case ParentEnded(job=serial, succeeded=succeeded):
+        case ParentEnded(job=serial, succeeded=succeeded, reason=why):
             status = JobStatus.SUCCEEDED if succeeded else JobStatus.FAILED
-            status_reason = None if succeeded else TEXT_CHILD_FAILED
+            status_reason = None if succeeded else why or TEXT_CHILD_FAILED
         case WorkHeld(job=serial) | WorkReopened(job=serial):
             status, indexes = JobStatus.PENDING, event.each()
         case WorkReleased(job=serial):

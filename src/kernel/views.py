@@ -23,6 +23,7 @@ from .core.model import (
     DependencyType,
     FailureClass,
     On,
+    OnMaxFailures,
     ResourceState,
     ResourceStatus,
     RetryStrategy,
@@ -106,6 +107,8 @@ class JobDetail(Struct, frozen=True, kw_only=True):
     scheduling_priority: int
     container: ContainerSpec | None
     max_running: int | None
+    max_failures: int | None
+    on_max_failures: OnMaxFailures
     reruns: int
     tags: Mapping[str, str]
     is_cancelled: bool
@@ -240,6 +243,8 @@ class DefinitionDetail(Struct, frozen=True, kw_only=True):
     scheduling_priority: int
     container: ContainerSpec | None
     max_running: int | None
+    max_failures: int | None
+    on_max_failures: OnMaxFailures
     tags: Mapping[str, str]
     metadata: Mapping[str, Any]
     created_at: datetime
@@ -292,6 +297,8 @@ def job_detail(state: KernelState, job: JobRow, index: int | None) -> JobDetail:
         scheduling_priority=spec.scheduling_priority,
         container=spec.container,
         max_running=spec.max_running,
+        max_failures=spec.max_failures,
+        on_max_failures=spec.on_max_failures,
         reruns=job.reruns,
         tags=spec.tags,
         is_cancelled=cancelled,
@@ -316,7 +323,7 @@ def _dependency(dependency: Dependency) -> DependencyDetail:
 
 
 def _parent_reason(job: JobRow) -> tuple[str | None, None]:
-    return (TEXT_CHILD_FAILED if job.parent == FAILED else None), None
+    return (job.stopped or TEXT_CHILD_FAILED if job.parent == FAILED else job.stopped), None
 
 
 def work_reason(job: JobRow, index: int) -> tuple[str | None, str | None]:
@@ -503,6 +510,8 @@ def definition_detail(row: DefinitionRow) -> DefinitionDetail:
         scheduling_priority=body.scheduling_priority,
         container=body.container,
         max_running=body.max_running,
+        max_failures=body.max_failures,
+        on_max_failures=body.on_max_failures,
         tags=body.tags,
         metadata=body.metadata,
         created_at=to_datetime(row.created_ms),

@@ -146,6 +146,8 @@ CASES = {
         tags = { owner = 3 }            #! jobs.a.tags.owner | values are text
         scheduling_priority = 1.0       #! jobs.a.scheduling_priority | it is a whole number
         max_running = "2"               #! jobs.a.max_running | it is a whole number
+        max_failures = true             #! jobs.a.max_failures | it is a whole number
+        on_max_failures = "stop"        #! jobs.a.on_max_failures | 'cancel' (what runs goes on), or 'terminate'
         depends_on = "b"                #! jobs.a.depends_on | it is a list
         definition = 3                  #! jobs.a.definition | it is a definition's name
         """,

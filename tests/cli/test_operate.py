@@ -127,6 +127,18 @@ def test_what_a_cancel_or_terminate_cannot_change_is_said(served: Quick, tmp_pat
     assert served("terminate", "--wait", "runs").expect(0).out == "terminated runs\n"
 
 
+def test_an_array_stops_after_so_many_failures(served: Quick) -> None:
+    limits = ["--max-running", "1", "--max-failures", "2", "--on-max-failures", "terminate"]
+    served("submit", "-a", "6", "--name", "six", "--wait", *limits, "--", "false").expect(1)
+    told = served("describe", "six").expect(0).out
+    text = "Array stopped: 2 of its children FAILED (max_failures 2)"
+    assert f"why:          {text}\n" in told
+    assert f"failed:       children 2-5: {text}\n" in told
+    assert "limits:       at most 1 run at once; stops at 2 failed children, and what runs with it\n" in told
+    assert served("explain", "six").out == f"FAILED  its 6 children have ended: 6 FAILED; {text}\n"
+    assert "it is 'cancel'" in served("submit", "-a", "2", "--on-max-failures", "x", "--", "true").expect(2).err
+
+
 def test_what_failed_runs_again_in_the_same_job(served: Quick, tmp_path: Path) -> None:
     mended = tmp_path / "mended"
     fails = ["sh", "-c", f"test $AWS_BATCH_JOB_ARRAY_INDEX != 2 -o -e '{mended}'"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -146,6 +147,28 @@ def test_jobs_that_wait_for_another_end_than_success(cli: Cli, code: int) -> Non
     rolled_back = ["rolled-back"] if code else []
     assert text_of(cli.folder / "done") == [*rolled_back, "tidied", "step-0", "step-1", "step-2"]
     assert ("Dependent Job succeeded: not needed" in done.out) == (not code)
+
+
+BROKEN = """
+[jobs.broken]
+command = ["sh", "-c", "exit 3"]
+array_size = 60
+vcpus = 0.5
+max_failures = 2
+[jobs.after]
+command = ["true"]
+depends_on = ["broken"]
+"""
+
+
+def test_an_array_that_stops_after_so_many_failures(cli: Cli) -> None:
+    cli.write("b.toml", BROKEN)
+    done = cli("run", "--json", "b.toml").expect(1).json
+    broken, after = done["jobs"]
+    assert re.fullmatch(r"Array stopped: \d+ of its children FAILED \(max_failures 2\)", broken["status_reason"])
+    assert after["status_reason"] == "Dependent Job failed"
+    causes = {failure["status_reason"]: failure for failure in broken["failures"]}
+    assert broken["status_reason"] in causes
 
 
 FAILING = """

@@ -23,6 +23,7 @@ from anybatch.kernel.core.model import (
     EvaluateOnExit,
     ExitKind,
     On,
+    OnMaxFailures,
     ResourceStatus,
     RetryStrategy,
     Shape,
@@ -91,6 +92,8 @@ class AskedJob(NamedTuple):
     waits: list[tuple[int, str, On]]
     token: str | None
     max_running: int | None
+    max_failures: int | None
+    on_max_failures: OnMaxFailures
 
 
 asked_jobs = st.builds(
@@ -104,6 +107,8 @@ asked_jobs = st.builds(
     st.lists(st.tuples(numbers, st.sampled_from(("job", "child", "n_to_n", "name")), st.sampled_from(ONS)), max_size=2),
     st.sampled_from((None, None, None, None, "x")),
     st.sampled_from((None, None, 1, 2)),
+    st.sampled_from((None, None, 1, 2)),
+    st.sampled_from(OnMaxFailures),
 )
 
 
@@ -189,6 +194,8 @@ class KernelMachine(RuleBasedStateMachine):
                 size=size,
                 token=asked.token,
                 max_running=None if size is None else asked.max_running,
+                max_failures=None if size is None else asked.max_failures,
+                on_max_failures=None if size is None or asked.max_failures is None else asked.on_max_failures,
                 retry=asked.retry,
                 timeout_ms=asked.timeout_ms,
                 vcpus_milli=shape.vcpus_milli,
@@ -578,6 +585,10 @@ def what_was_capped_stays_out(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lane, "take_back", lambda *_: None)
 
 
+def failures_are_not_counted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(follow, "_too_many", lambda *_: iter(()))
+
+
 def best_hosts_are_overlooked(patch: pytest.MonkeyPatch) -> None:
     for name in ("best_host", "ahead_host"):
         choose = getattr(placement, name)
@@ -603,6 +614,7 @@ def best_hosts_are_overlooked(patch: pytest.MonkeyPatch) -> None:
         (what_runs_again_is_not_told, "a child goes on in an array that does not|a parent ends with its last child"),
         (caps_are_forgotten, "children of .* run, which may have"),
         (what_was_capped_stays_out, "runnable work is in its lane"),
+        (failures_are_not_counted, "goes on after . failures"),
     ],
 )
 def test_a_kernel_with_a_mistake_does_not_pass(

@@ -16,12 +16,14 @@ from anybatch import (
     JobRerun,
     JobStatus,
     On,
+    OnMaxFailures,
     after_any,
     after_failure,
     n_to_n,
     sequential,
 )
-from kernel_rig import ManualBackend, kernel_on, submit, until
+from anybatch.kernel import bodies
+from kernel_rig import LastingBackend, ManualBackend, kernel_on, submit, turns, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -65,6 +67,46 @@ async def test_dependencies_on_another_end_than_success() -> None:
         assert (await idle.describe()).status_reason == "Dependent Job succeeded: not needed"
         ends = [(await child.wait()).status_reason for child in mend]
         assert ends == ["Essential container in task exited", "Dependent Job succeeded: not needed"]
+
+
+async def test_an_array_that_stops_after_so_many_failures(tmp_path: Path) -> None:
+    """Over a restart between the failures: they are counted, told of, and begin anew with a rerun."""
+    path, backend = tmp_path / "batch.db", LastingBackend()
+    async with kernel_on(backend, path) as kernel:
+        job = await submit(kernel, "shards", array_size=6, max_failures=2, on_max_failures="terminate")
+        await until(lambda: len(backend.live) == 4)
+        backend.exit(next(iter(backend.live)), 1)
+        await until(lambda: len(backend.launched) == 5)
+    async with kernel_on(backend, path) as kernel:
+        job = await kernel.job(job.id)
+        detail = await job.describe()
+        assert (detail.max_failures, detail.on_max_failures) == (2, OnMaxFailures.TERMINATE)
+        seen = await kernel.last_event_id()
+        backend.exit(next(iter(backend.live)), 1)
+        detail = await job.wait()
+        text = "Array stopped: 2 of its children FAILED (max_failures 2)"
+        assert (detail.status, detail.status_reason) == (JobStatus.FAILED, text)
+        assert len(backend.stopped) == 3
+        async with kernel.events(after=seen) as events:
+            told = [await anext(events) for _ in range(3)]
+        assert [(e.status.value, e.status_reason, e.indexes and list(e.indexes)) for e in told[1:2]] == [
+            ("FAILED", text, [5])
+        ]
+        assert [(await child.describe()).status_reason for child in job][-1] == text
+        assert (await job.explain())[0].text == f"its 6 children have ended: 6 FAILED; {text}"
+        assert await job.rerun() == (JobRerun(id=job.id, name="shards", children=6),)
+        await until(lambda: len(backend.live) == 4)
+        backend.exit(next(iter(backend.live)), 1)
+        while not (await job.describe()).status.is_terminal:
+            backend.exit_all()
+            await turns()
+        detail = await job.describe()
+        assert (detail.status_reason, detail.status_summary and detail.status_summary[JobStatus.FAILED]) == (
+            "Array Child Job failed",
+            1,
+        )
+    with pytest.raises(InvalidValue, match="on_max_failures: 'stop' is not allowed; it is 'cancel' .*or 'terminate'"):
+        bodies.definition(command=["x"], on_max_failures="stop")
 
 
 async def test_entries_show_as_they_are_written() -> None:

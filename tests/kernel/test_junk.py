@@ -57,6 +57,8 @@ ARGUMENTS = {
         "tags",
         "scheduling_priority",
         "max_running",
+        "max_failures",
+        "on_max_failures",
         "client_token",
     ],
     "register_job_definition": [
@@ -74,6 +76,8 @@ ARGUMENTS = {
         "tags",
         "scheduling_priority",
         "max_running",
+        "max_failures",
+        "on_max_failures",
         "exist_ok",
     ],
     "create_compute_environment": [

@@ -129,6 +129,7 @@ def check_body(body: DefinitionBody | Overrides, quotas: Quotas) -> None:
         ("timeout", body.timeout_ms, 1, TIMEOUT_MS_MAX, "a timeout is above 0 seconds (and at most 100 years)"),
         ("scheduling_priority", body.scheduling_priority, 0, 9999, "a scheduling priority is 0 to 9999"),
         ("max_running", body.max_running, 1, CHILDREN_MAX, "max_running is 1 or more children; None: no cap"),
+        ("max_failures", body.max_failures, 1, CHILDREN_MAX, "max_failures is 1 or more children; None: no limit"),
     )
     for field, value, least, most, allowed in ranges:
         if value is not None and not least <= value <= most:
@@ -195,4 +196,6 @@ def merge(body: DefinitionBody, overrides: Overrides, definition: str | None) ->
         metadata=overrides.metadata,
         container=overlaid(body.container, overrides.container),
         max_running=body.max_running if overrides.max_running is None else overrides.max_running,
+        max_failures=body.max_failures if overrides.max_failures is None else overrides.max_failures,
+        on_max_failures=body.on_max_failures if overrides.on_max_failures is None else overrides.on_max_failures,
     )

@@ -88,6 +88,8 @@ class ParentEnded(Event, frozen=True, array_like=True, tag=6):
 
     job: int
     succeeded: bool
+    reason: str | None = None
+    """Why, if not for the failure of children alone."""
 
 
 class CancelRequested(Event, frozen=True, array_like=True, tag=7):
@@ -167,6 +169,17 @@ class ParentReopened(Event, frozen=True, array_like=True, tag=15):
     """An array parent: FAILED -> PENDING, before the first of its children that run again."""
 
     job: int
+
+
+class ArrayStopped(Event, frozen=True, array_like=True, tag=16):
+    """As many children of an array have FAILED as may: all of it that waits fails (the events that follow).
+
+    With `terminate`, what runs is to be stopped.
+    """
+
+    job: int
+    terminate: bool
+    reason: str
 
 
 class DefinitionRegistered(Event, frozen=True, array_like=True, tag=20):
@@ -340,6 +353,7 @@ AnyEvent = (
     | RerunRequested
     | WorkReopened
     | ParentReopened
+    | ArrayStopped
     | JobsForgotten
     | DefinitionRegistered
     | DefinitionDeregistered

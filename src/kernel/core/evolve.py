@@ -9,6 +9,7 @@ from typing import assert_never
 from .children import ORDINARY, Cause, fill
 from .events import (
     AnyEvent,
+    ArrayStopped,
     AttemptsEnded,
     AttemptsPlaced,
     AttemptsStarted,
@@ -93,10 +94,8 @@ def evolve(state: KernelState, event: AnyEvent, at_ms: int) -> None:
             _job_ended(state, job, job.parent)
         case JobSubmitted():
             _job_submitted(state, event, at_ms)
-        case CancelRequested():
-            _cancel_requested(state, event)
-        case StopRequested():
-            _stop(state.jobs[event.job], event.each(), Stop(StopKind(event.kind), event.reason))
+        case CancelRequested() | ArrayStopped() | StopRequested():
+            _to_be_stopped(state, event)
         case WorkReopened():
             reopen_work(state, state.jobs[event.job], event.each(), at_ms)
         case ParentReopened():
@@ -215,9 +214,21 @@ def _work_failed(state: KernelState, event: WorkFailed, at_ms: int) -> None:
     _children_ended(state, job, indexes, FAILED)
 
 
-def _cancel_requested(state: KernelState, event: CancelRequested) -> None:
-    """Note who asked for what; what waits fails by the events that follow."""
+def _to_be_stopped(state: KernelState, event: CancelRequested | ArrayStopped | StopRequested) -> None:
+    """Note what runs and is to be stopped; what waits fails by the events that follow."""
     job = state.jobs[event.job]
+    match event:
+        case CancelRequested():
+            _cancel_requested(job, event)
+        case ArrayStopped(reason=reason):
+            job.stopped = reason
+            if event.terminate:
+                _stop(job, job.live(), Stop(StopKind.TERMINATE, reason))
+        case StopRequested():
+            _stop(job, event.each(), Stop(StopKind(event.kind), event.reason))
+
+
+def _cancel_requested(job: JobRow, event: CancelRequested) -> None:
     if job.size is None or event.index is None:
         job.cancelled = job.cancelled or not event.terminate
         job.terminated = job.terminated or event.terminate
@@ -359,6 +370,8 @@ def _attempts_ended(state: KernelState, event: AttemptsEnded, at_ms: int) -> Non
     if target == RUNNABLE:
         _retry(state, job, indexes, counts=event.counts, failure=event.failure)
     else:
+        if target == FAILED and event.failure != FailureClass.CANCELLED and job.spec.max_failures is not None:
+            job.failures += n
         _children_ended(state, job, indexes, target)
     if job.spec.max_running is not None and children.counts[RUNNABLE]:
         queue = state.queues.get(job.queue)

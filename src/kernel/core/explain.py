@@ -78,7 +78,8 @@ def _explain_parent(state: KernelState, job: JobRow, now_ms: int, *, placing: bo
     summary = ", ".join(f"{counts[b]} {s}" for b, s in enumerate(STATUSES) if counts[b])
     if job.ended:
         code = Code.SUCCEEDED if job.parent == SUCCEEDED else Code.FAILED
-        yield Reason(code, f"its {job.size} children have ended: {summary}")
+        why = f"; {job.stopped}" if job.stopped else ""
+        yield Reason(code, f"its {job.size} children have ended: {summary}{why}")
         return
     for status in (RUNNABLE, PENDING):
         first = job.children.status.find(status)
@@ -87,7 +88,8 @@ def _explain_parent(state: KernelState, job: JobRow, now_ms: int, *, placing: bo
                 yield Reason(reason.code, f"child {first}: {reason.text} (children: {summary})")
             return
     code = Code.RUNNING if counts[RUNNING] else Code.STARTING
-    yield Reason(code, f"its last children are under way (children: {summary})")
+    why = f"{job.stopped}; " if job.stopped else ""
+    yield Reason(code, f"{why}its last children are under way (children: {summary})")
 
 
 def _explain_work(state: KernelState, job: JobRow, index: int, now_ms: int, *, placing: bool) -> Iterator[Reason]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from .events import (
     AnyEvent,
+    ArrayStopped,
     AttemptsEnded,
     CancelRequested,
     JobSubmitted,
@@ -24,7 +25,7 @@ from .events import (
     WorkReopened,
     run_fields,
 )
-from .model import DependencyType, ResourceStatus
+from .model import DependencyType, OnMaxFailures, ResourceStatus, stopped_text
 from .state import JobRow, KernelState
 from .states import FAILED, PENDING, RUNNABLE, SUBMITTED, SUCCEEDED
 from .waits import (
@@ -45,12 +46,16 @@ def follow(state: KernelState, event: AnyEvent) -> Iterator[AnyEvent]:
     """The events that `event`, just applied, brings about."""
     match event:
         case AttemptsEnded():
+            if event.status == FAILED:
+                yield from _too_many(state.jobs[event.job])
             if event.status != RUNNABLE:
                 yield from _children_ended(state, state.jobs[event.job], event.each(), event.status)
         case WorkFailed():
             yield from _children_ended(state, state.jobs[event.job], event.each(), FAILED)
         case CancelRequested():
             yield from _cancelled(state.jobs[event.job], event)
+        case ArrayStopped():
+            yield from _ended_unrun(state.jobs[event.job], event.reason)
         case JobSubmitted():
             yield from _submitted(state, state.jobs[event.serial])
         case WorkReopened():
@@ -67,10 +72,25 @@ def _cancelled(job: JobRow, event: CancelRequested) -> Iterator[AnyEvent]:
         if job.children.status[event.index] <= RUNNABLE:
             yield WorkFailed(job.serial, event.index, event.index + 1, None, event.reason)
         return
+    yield from _ended_unrun(job, event.reason)
+
+
+def _ended_unrun(job: JobRow, reason: str) -> Iterator[AnyEvent]:
     for status in (SUBMITTED, PENDING, RUNNABLE):
         waiting = job.children.with_status(status)
         if len(waiting):
-            yield WorkFailed(job.serial, *run_fields(waiting), event.reason)
+            yield WorkFailed(job.serial, *run_fields(waiting), reason)
+
+
+def _too_many(job: JobRow) -> Iterator[AnyEvent]:
+    """An array whose children have FAILED as often as they may goes no further. Decision 0043."""
+    most, counts = job.spec.max_failures, job.children.counts
+    if most is None or job.size is None or job.failures < most:
+        return
+    terminate = job.spec.on_max_failures is OnMaxFailures.TERMINATE
+    over = job.stopped is not None or job.terminated or (job.cancelled and not terminate)
+    if not over and counts[SUCCEEDED] + counts[FAILED] < job.size:
+        yield ArrayStopped(job.serial, terminate, stopped_text(job.failures, most))
 
 
 def _submitted(state: KernelState, job: JobRow) -> Iterator[AnyEvent]:
@@ -127,7 +147,7 @@ def _children_ended(state: KernelState, job: JobRow, indexes: Sequence[int], sta
         return
     counts = job.children.counts
     if counts[SUCCEEDED] + counts[FAILED] == job.size and job.parent == PENDING:
-        yield ParentEnded(job.serial, counts[FAILED] == 0)
+        yield ParentEnded(job.serial, counts[FAILED] == 0, job.stopped)
 
 
 def _next_in_sequence(state: KernelState, job: JobRow, after: int, status: int) -> Iterator[AnyEvent]:

@@ -87,6 +87,8 @@ def _check_waiting(state: KernelState, job: JobRow) -> None:
             _require(not lost, "what depends on a FAILED job is FAILED (DEP-6)", job.serial, i)
         elif status in (RUNNABLE, STARTING, RUNNING, SUCCEEDED):
             _require(free, "what may run waits for nothing (ST-3)", job.serial, i)
+    waiting = job.children.counts[PENDING] + job.children.counts[RUNNABLE]
+    _require(not job.is_given_up or not waiting, "nothing waits of what is given up", job.serial, waiting)
     queue = state.queues.get(job.queue)
     if job.children.counts[RUNNABLE] and queue is not None:
         lane = queue.lanes.get(job.shape)

@@ -25,6 +25,11 @@ TEXT_NOT_STARTED: Final = "Task failed to start"
 TEXT_KERNEL_CLOSED: Final = "Kernel closed"
 
 
+def stopped_text(failed: int, most: int) -> str:
+    """The status reason of what has not run of an array that stopped; beyond AWS."""
+    return f"Array stopped: {failed} of its children FAILED (max_failures {most})"
+
+
 def host_lost_text(host: str) -> str:
     """The status reason of an attempt that went with its host; recipes match it as `Host EC2*` (EX-10)."""
     return f"Host EC2 (instance {host}) terminated."
@@ -124,6 +129,15 @@ class Dependency(Struct, frozen=True):
     on: On = On.SUCCESS
 
 
+class OnMaxFailures(StrEnum):
+    """What becomes of an array in which as many children have FAILED as `max_failures` allows. Beyond AWS."""
+
+    CANCEL = "cancel"
+    """What has not started ends, as after a cancel; what runs goes on, and is not tried again."""
+    TERMINATE = "terminate"
+    """What runs is stopped too."""
+
+
 class Shape(NamedTuple):
     """What an attempt needs of a host, and of its environment: the names of `container` fields to be honoured."""
 
@@ -154,6 +168,9 @@ class JobSpec(Struct, frozen=True, kw_only=True):
     container: ContainerSpec | None = None
     max_running: int | None = None
     """Beyond AWS: how many children of an array are STARTING or RUNNING at once, at most."""
+    max_failures: int | None = None
+    """Beyond AWS: an array stops when so many of its children have FAILED by their own attempts."""
+    on_max_failures: OnMaxFailures = OnMaxFailures.CANCEL
 
     @property
     def shape(self) -> Shape:
@@ -185,6 +202,8 @@ class DefinitionBody(Struct, frozen=True, kw_only=True):
     metadata: Mapping[str, Any] = {}
     container: ContainerSpec | None = None
     max_running: int | None = None
+    max_failures: int | None = None
+    on_max_failures: OnMaxFailures = OnMaxFailures.CANCEL
 
 
 class Overrides(Struct, frozen=True, kw_only=True):
@@ -210,6 +229,8 @@ class Overrides(Struct, frozen=True, kw_only=True):
     metadata: Mapping[str, Any] = {}
     container: ContainerSpec | None = None
     max_running: int | None = None
+    max_failures: int | None = None
+    on_max_failures: OnMaxFailures | None = None
 
 
 class ResourceState(StrEnum):
@@ -287,7 +308,7 @@ class FailureClass(StrEnum):
     COULD_NOT_START = "could not start"
     HOST_LOST = "host lost"
     CANCELLED = "cancelled"
-    """Terminated, or its queue was deleted."""
+    """Terminated, or its queue was deleted, or its array was stopped (`max_failures`)."""
     KERNEL_CLOSED = "kernel closed"
     """Stopped because the kernel closed; the attempt is not held against the job."""
 

@@ -17,6 +17,7 @@ from .effects import (
 )
 from .events import (
     AnyEvent,
+    ArrayStopped,
     AttemptsEnded,
     AttemptsPlaced,
     CancelRequested,
@@ -56,7 +57,11 @@ def react(state: KernelState, event: AnyEvent) -> Iterator[Effect]:
         case ParentEnded():
             yield NotifyJob(event.job)
         case CancelRequested():
-            yield from _stopped(state.jobs[event.job], event)
+            if event.terminate:
+                yield from _stopped(state.jobs[event.job], event.index)
+        case ArrayStopped():
+            if event.terminate:
+                yield from _stopped(state.jobs[event.job], None)
         case StopRequested():
             yield StopAttempts(event.job, [(i, event.number) for i in event.each()])
         case EnvironmentPut():
@@ -80,9 +85,8 @@ def _ended(job: JobRow, event: AttemptsEnded | WorkFailed) -> Iterator[Effect]:
     yield NotifyJob(event.job) if job.size is None else NotifyChildren(event.job, event.each())
 
 
-def _stopped(job: JobRow, event: CancelRequested) -> Iterator[Effect]:
-    if event.terminate:
-        number = job.children.number
-        live = [i for i in (sorted(job.stopping) if event.index is None else (event.index,)) if i in job.stopping]
-        if live:
-            yield StopAttempts(event.job, [(i, number[i]) for i in live])
+def _stopped(job: JobRow, index: int | None) -> Iterator[Effect]:
+    number = job.children.number
+    live = [i for i in (sorted(job.stopping) if index is None else (index,)) if i in job.stopping]
+    if live:
+        yield StopAttempts(job.serial, [(i, number[i]) for i in live])

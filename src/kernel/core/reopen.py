@@ -33,6 +33,7 @@ def reopen_work(state: KernelState, job: JobRow, indexes: Sequence[int], at_ms: 
         job.lost.pop(i, None)
         job.flags.pop(i, None)
     job.cancelled = job.terminated = False
+    job.stopped, job.failures = None, 0
     job.reruns += 1
     job.touched_ms = at_ms
 

@@ -121,7 +121,11 @@ def decide_ended(state: KernelState, report: Ended) -> Iterator[AnyEvent]:
         if outcome.status == RUNNABLE and n >= NUMBER_MAX:
             outcome = outcome._replace(status=FAILED)
         groups.setdefault((status[i] == STARTING, outcome), []).append(i)
-    for (starting, outcome), indexes in groups.items():
+    ordered = list(groups.items())
+    if len(ordered) > 1:
+        # What is tried again comes first: what FAILED may be the end of it all (max_failures).
+        ordered.sort(key=lambda group: group[0][1].status == FAILED)
+    for (starting, outcome), indexes in ordered:
         ages = _ages(state, job, [ended[i][1] for i in indexes])
         if starting and outcome.status == SUCCEEDED:
             # The exit overtook the start: an attempt that exits with 0 has run.
@@ -198,8 +202,8 @@ def _stopped(job: JobRow, index: int, stop: Stop, reason: str | None) -> Outcome
 
 
 def is_stopped_for_good(job: JobRow, index: int) -> bool:
-    """Whether the job or this child was cancelled or terminated: nothing of it is tried again (CT-2)."""
-    return job.cancelled or job.terminated or index in job.flags
+    """Whether the job was cancelled, terminated or stopped, or this child was: nothing of it is tried again (CT-2)."""
+    return job.is_given_up or index in job.flags
 
 
 def _host_name(state: KernelState, job: JobRow, index: int) -> str:

@@ -55,8 +55,8 @@ def _closed(state: KernelState, job: JobRow) -> str | None:
         return f"its queue {job.queue!r} is {queue.status}"
     if queue.body.state is not ResourceState.ENABLED:
         return f"its queue {job.queue!r} is DISABLED and takes no jobs; update it to ENABLED first"
-    if (job.cancelled or job.terminated) and not job.ended:
-        verb = "terminated" if job.terminated else "cancelled"
+    if job.is_given_up and not job.ended:
+        verb = "terminated" if job.terminated else "cancelled" if job.cancelled else "stopped by its max_failures"
         return f"it was {verb}, and {len(job.live())} of its attempts have yet to end; wait for them first"
     return None
 

@@ -91,6 +91,8 @@ class _Job(Struct, array_like=True):
     """As a text, hexadecimal, where it has more bits than msgpack's numbers."""
     reruns: int = 0
     children_answered: list[tuple[int, list[int]]] = []
+    failures: int = 0
+    stopped: str | None = None
 
 
 class _Queue(Struct, array_like=True):
@@ -239,6 +241,7 @@ def _job(job: JobRow) -> _Job:
         [] if history is None else sorted(history.long.items()),
         job.answered if job.answered < 1 << 63 else hex(job.answered),
         job.reruns, [(n, sorted(found)) for n, found in sorted(job.children_answered.items())],
+        job.failures, job.stopped,
     )  # fmt: skip
 
 
@@ -297,7 +300,7 @@ def _row(kept: _Job) -> JobRow:
     for name in (
         "touched_ms", "waiting_since_ms",
         "depends_on", "token", "principal", "request_id", "parent", "parent_stopped_ms", "cancelled",
-        "terminated", "reruns",
+        "terminated", "reruns", "failures", "stopped",
     ):  # fmt: skip
         setattr(job, name, getattr(kept, name))
     job.answered = int(kept.answered, 16) if isinstance(kept.answered, str) else kept.answered

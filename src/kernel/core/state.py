@@ -46,7 +46,7 @@ class JobRow:
         "cancelled", "child_dependents", "children", "created_ms", "depends_on", "dependents",
         "gpus", "job_id", "name", "n_to_n", "parent", "parent_stopped_ms", "principal", "queue", "referrers",
         "request_id", "sequential", "serial", "shape", "size", "spec", "stopping", "terminated", "token", "touched_ms",
-        "uncounted", "flags", "lost", "parked", "waiting_since_ms",
+        "uncounted", "failures", "flags", "lost", "parked", "stopped", "waiting_since_ms",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +74,10 @@ class JobRow:
         self.parent_stopped_ms = 0
         self.cancelled = False
         self.terminated = False
+        self.failures = 0
+        """Children that have FAILED by their own attempts, since the last rerun; counted for `max_failures`."""
+        self.stopped: str | None = None
+        """Why it goes no further: it has had `max_failures`."""
         self.blockers = 0
         """How many of its entries on whole jobs, or on single children of others, have not been answered."""
         self.referrers = 0
@@ -110,6 +114,11 @@ class JobRow:
     def status(self) -> JobStatus:
         """Of the job as a whole."""
         return STATUSES[self.children.status[0] if self.size is None else self.parent]
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether nothing of it is started any more: it was cancelled, terminated, or stopped (CT-2)."""
+        return self.cancelled or self.terminated or self.stopped is not None
 
     @property
     def ended(self) -> bool:

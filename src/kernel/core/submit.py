@@ -43,7 +43,7 @@ def decide_submit(state: KernelState, request: SubmitJob) -> tuple[list[JobSubmi
     spec = _spec(state, request)
     _check_container(state, queue, spec)
     size = _check_size(request.size, quotas.array_size_max)
-    _check_array_only(request)
+    _check_array_only(request, spec)
     depends_on = _dependencies(state, request.depends_on, size)
     event = JobSubmitted(
         state.next_serial, request.job_id, request.name, request.queue, spec, size, depends_on,
@@ -62,11 +62,17 @@ def _check_size(size: int | None, most: int) -> int | None:
     return size
 
 
-def _check_array_only(request: SubmitJob) -> None:
+def _check_array_only(request: SubmitJob, spec: JobSpec) -> None:
     """What is about children is for arrays; in a definition it stands for those of its jobs that are."""
-    given = request.overrides.max_running
-    if request.size is None and given is not None:
-        raise InvalidValue("max_running", given, "only an array job has children to count; give array_size")
+    for field in ("max_running", "max_failures", "on_max_failures") if request.size is None else ():
+        given = getattr(request.overrides, field)
+        if given is not None:
+            raise InvalidValue(field, given, "only an array job has children to count; give array_size")
+    stops = request.overrides.on_max_failures
+    if stops is not None and spec.max_failures is None:
+        raise InvalidValue(
+            "on_max_failures", stops, "it says what max_failures does, of which there is none; give both"
+        )
 
 
 def _spec(state: KernelState, request: SubmitJob) -> JobSpec:
