@@ -60,7 +60,7 @@ class SshOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froze
     On the hosts: `folder` is where the agent and what it keeps goes; `path` where programs are looked for. `workdirs`:
     whether a job's `workdir` is one of the hosts ("there"), or one of the kernel's machine: sent to a host before the
     job's first attempt on it ("send"), and what has changed fetched after each attempt ("send and fetch").
-    `memory_enforcement`, `log_bytes_max` and `lookahead` are as for local processes.
+    `memory_enforcement`, `log_bytes_max`, `lookahead` and `ignore_image` are as for local processes.
 
     Seconds: `connect_timeout` for a connection to be made; `keepalive` between signs of life of an idle host, of which
     three may be missing; `grace` until a host that cannot be reached is given up, and its attempts with it;
@@ -85,6 +85,7 @@ class SshOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froze
     memory_enforcement: Literal["auto", "cgroup", "watch", "none"] = "auto"
     log_bytes_max: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)] = 64 << 20
     lookahead: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 256
+    ignore_image: bool = False
     connect_timeout: Seconds = 15
     keepalive: Seconds = 15
     grace: Seconds = 120

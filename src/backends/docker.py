@@ -249,6 +249,7 @@ class DockerBackend:
         try:
             info = await host.watch.connect()
             context.host_up(name, _capacity(about, options, context, info), host.zone)
+            context.host_paused(name, None)  # an earlier start may have said that it cannot be reached
             if fresh:
                 return await host.settle(known, homeless)
             host.tell_all()

@@ -31,6 +31,7 @@ from ..kernel.backend import (
     Launch,
     log_path,
 )
+from ..kernel.core.container import CONTAINER_FIELDS, IMAGE_COMMAND
 from ..kernel.core.errors import BackendError
 from ..kernel.logs import Log
 from ._ssh_files import LOG_PIECE, Lost
@@ -62,6 +63,7 @@ class SshBackend:
         options = msgspec.convert(context.settings.options, SshOptions)
         specs = host_specs(options, context.settings.hosts)
         self._context = context
+        context.honours(CONTAINER_FIELDS - {IMAGE_COMMAND} if options.ignore_image else ())
         capacities = self._recall(context)
         gone = [self._hosts.pop(name) for name in list(self._hosts) if name not in specs]
         fresh = []

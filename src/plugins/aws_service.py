@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 LOCAL: Final = "local"
 DOCKER: Final = "docker"
 QUEUE: Final = "default"
+LATER: Final = "anybatch.environments-to-come"
+"""In the metadata of the default queue: environments that it gets once they are VALID."""
+NAMED_MAX: Final = 20
+"""Environments and queues that the lines at the start name; the rest is counted."""
 
 
 class AwsFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -92,7 +96,7 @@ class AwsService:
         made = await _defaults(kernel, options.images)
         try:
             async with front_end:
-                yield [*made, *_lines(front_end, options)]
+                yield [*made, *await _active(kernel), *_lines(front_end, options)]
         except OSError as e:
             raise InvalidValue("bind", options.bind, f"it cannot be listened on: {e.strerror or e}") from e
 
@@ -141,24 +145,58 @@ def _tls(file: AwsFile) -> ssl.SSLContext | None:
 async def _defaults(kernel: anybatch.Kernel, images: str) -> list[str]:
     """Environments and a queue, on a kernel that has none; the lines that say so."""
     if await kernel.describe_job_queues() or await kernel.describe_compute_environments():
-        return []
+        return await _completed(kernel)
     options = {"ignore_image": True} if images == "local" else {}
     await kernel.create_compute_environment(LOCAL, backend="process", options=options)
-    found, lines = [LOCAL], [f"made: compute environment {LOCAL} (backend process)"]
+    made, found, lines = [LOCAL], [LOCAL], []
     if images == "docker" and any(
         plugin.name == DOCKER and plugin.group == "anybatch.backends" and plugin.error is None
         for plugin in anybatch.list_plugins()
     ):
-        detail = await kernel.create_compute_environment(DOCKER, backend="docker")
+        detail = await kernel.create_compute_environment(DOCKER, backend=DOCKER)
+        made.append(DOCKER)
         if detail.status is anybatch.ResourceStatus.VALID:
             found.append(DOCKER)
-            lines.append(f"made: compute environment {DOCKER} (backend docker)")
-        else:
-            lines.append(f"no Docker: {detail.status_reason}. Start an engine, or serve with --images local")
     elif images == "docker":
         lines.append("no Docker backend is installed: definitions with an image need one, or --images local")
-    await kernel.create_job_queue(QUEUE, priority=1, compute_environments=found)
-    lines.append(f"made: job queue {QUEUE} over {', '.join(found)}")
+    metadata = {} if made == found else {LATER: [DOCKER]}
+    await kernel.create_job_queue(QUEUE, priority=1, compute_environments=found, metadata=metadata)
+    return [*lines, f"made: compute environment{'s' * (len(made) > 1)} {', '.join(made)}, job queue {QUEUE}"]
+
+
+async def _completed(kernel: anybatch.Kernel) -> list[str]:
+    """INVALID environments are tried again; the default queue gets one that was so when both were made."""
+    for environment in await kernel.describe_compute_environments():
+        if environment.status is anybatch.ResourceStatus.INVALID:
+            await kernel.update_compute_environment(environment.name)
+    valid = {e.name for e in await kernel.describe_compute_environments() if e.status is anybatch.ResourceStatus.VALID}
+    for queue in await kernel.describe_job_queues():
+        missing = [name for name in queue.metadata.get(LATER, ()) if name in valid]
+        if queue.name != QUEUE or not missing:
+            continue
+        metadata = {name: value for name, value in queue.metadata.items() if name != LATER}
+        environments = [*queue.compute_environments, *missing]
+        await kernel.update_job_queue(QUEUE, compute_environments=environments, metadata=metadata)
+        return [f"updated: job queue {QUEUE}, which has {', '.join(missing)} now"]
+    return []
+
+
+async def _active(kernel: anybatch.Kernel) -> list[str]:
+    """What jobs can run on, in lines."""
+    from .aws import status_reason
+
+    lines = []
+    environments = await kernel.describe_compute_environments()
+    for environment in environments[:NAMED_MAX]:
+        about = f"compute environment {environment.name}: {environment.status}, backend {environment.backend}"
+        if environment.status is not anybatch.ResourceStatus.VALID:
+            about += f"; {status_reason(environment)}"
+        lines.append(about)
+    queues = await kernel.describe_job_queues()
+    lines += [f"job queue {q.name}: {q.state}, over {', '.join(q.compute_environments)}" for q in queues[:NAMED_MAX]]
+    for kind, count in (("compute environments", len(environments)), ("job queues", len(queues))):
+        if count > NAMED_MAX:
+            lines.append(f"and {count - NAMED_MAX} more {kind}")
     return lines
 
 

@@ -3,81 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import socket
 import subprocess
-import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import boto3
-import botocore.config
 import botocore.exceptions
 import pytest
-from aws_rig import UNTIL_S, container, ended, until
+from aws_rig import EC2, UNTIL_S, container, ended, refused, until
+from serve_rig import SERVE, serving
 
-SERVE: Final = [sys.executable, "-m", "anybatch", "serve"]
 ACKNOWLEDGED: Final = 150
 """Submits before the kill."""
 SUBMITTERS: Final = 4
 
 
-class Service:
-    """A process that serves."""
-
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        read, write = os.pipe()
-        out = (folder / "out").open("w")
-        with out:
-            self.process = subprocess.Popen(
-                [*SERVE, "--journal", str(folder / "b.db"), "--ready-fd", str(write), *arguments],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                pass_fds=[write],
-                start_new_session=True,
-                cwd=folder,
-            )
-        os.close(write)
-        with os.fdopen(read) as ready:
-            assert ready.read() == "ready\n", (folder / "out").read_text()
-        self.out = (folder / "out").read_text()
-        lines = [line.strip() for line in self.out.splitlines()]
-        self.exported = dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
-
-    def client(self) -> Any:
-        session = boto3.Session(
-            self.exported["AWS_ACCESS_KEY_ID"],
-            self.exported["AWS_SECRET_ACCESS_KEY"],
-            region_name=self.exported["AWS_REGION"],
-        )
-        config = botocore.config.Config(retries={"total_max_attempts": 1})
-        return session.client("batch", endpoint_url=self.exported["AWS_ENDPOINT_URL_BATCH"], config=config)
-
-    def end(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(UNTIL_S)
-
-
-@contextlib.contextmanager
-def serving(folder: Path, *arguments: str) -> Iterator[Service]:
-    service = Service(folder, *arguments)
-    try:
-        yield service
-    finally:
-        if service.process.poll() is None:
-            service.process.kill()
-            service.process.wait()
-
-
 def test_with_no_configuration_it_can_be_used_at_once(tmp_path: Path) -> None:
     with serving(tmp_path, "--bind", "127.0.0.1:0", "--images", "local") as service:
         first = service.out.splitlines()
-        assert first[0] == "made: compute environment local (backend process)"
-        assert first[1] == "made: job queue default over local"
-        assert "profile aws-strict, images local; keys and policies: " in first[2]
+        assert first[0] == "made: compute environment local, job queue default"
+        assert first[1] == "compute environment local: VALID, backend process"
+        assert first[2] == "job queue default: ENABLED, over local"
+        assert "profile aws-strict, images local; keys and policies: " in first[3]
         client = service.client()
         client.register_job_definition(
             jobDefinitionName="hello", type="container", containerProperties=container("sh", "-c", "exit 9")
@@ -93,20 +41,39 @@ def test_with_no_configuration_it_can_be_used_at_once(tmp_path: Path) -> None:
         assert service.client().describe_jobs(jobs=[job])["jobs"][0]["status"] == "FAILED"
 
 
-def test_without_an_engine_a_container_is_refused_and_it_says_what_to_do(tmp_path: Path) -> None:
-    config = tmp_path / "aws.toml"
-    config.write_text('account = "111122223333"\n[environments.EC2]\nbackend = "process"\n')
-    with serving(tmp_path, "--bind", "127.0.0.1:0", "--aws-config", str(config)) as service:
+def test_without_an_engine_it_says_what_to_do(tmp_path: Path) -> None:
+    nowhere = f"unix://{tmp_path}/none"
+    with serving(tmp_path, "--bind", "127.0.0.1:0", DOCKER_HOST=nowhere) as service:
+        [line] = [line for line in service.out.splitlines() if line.startswith("compute environment docker: INVALID")]
+        assert nowhere in line
+        assert "Start a Docker Engine" in line
+        assert "--images local" in line
+        assert "job queue default: ENABLED, over local\n" in service.out
         client = service.client()
+        [environment] = client.describe_compute_environments(computeEnvironments=["docker"])["computeEnvironments"]
+        assert environment["status"] == "INVALID"
+        assert "--images local" in environment["statusReason"]
         client.register_job_definition(
             jobDefinitionName="hello", type="container", containerProperties=container("true")
         )
-        if "over local\n" in service.out:
-            assert "--images local" in service.out
-            with pytest.raises(botocore.exceptions.ClientError, match="honours"):
-                client.submit_job(jobName="x", jobQueue="default", jobDefinition="hello")
-        [queue] = client.describe_job_queues()["jobQueues"]
-        assert ":111122223333:" in queue["jobQueueArn"]
+        with refused(client, "docker is INVALID: "):
+            client.submit_job(jobName="x", jobQueue="default", jobDefinition="hello")
+        client.create_compute_environment(computeEnvironmentName="e", type="MANAGED", computeResources=EC2)
+        with refused(client, "--images local"):  # JQ-3
+            client.create_job_queue(
+                jobQueueName="q", priority=1, computeEnvironmentOrder=[{"order": 1, "computeEnvironment": "e"}]
+            )
+        assert service.end() == 0
+
+
+def test_the_configuration_says_whose_account_it_plays(tmp_path: Path) -> None:
+    config = tmp_path / "aws.toml"
+    config.write_text('account = "111122223333"\nregion = "eu-west-1"\n')
+    arguments = ("--bind", "127.0.0.1:0", "--images", "local", "--aws-config", str(config))
+    with serving(tmp_path, *arguments) as service:
+        assert service.exported["AWS_REGION"] == "eu-west-1"
+        [queue] = service.client().describe_job_queues()["jobQueues"]
+        assert ":eu-west-1:111122223333:" in queue["jobQueueArn"]
 
 
 def test_bad_use_is_told(tmp_path: Path) -> None:

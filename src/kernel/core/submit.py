@@ -117,7 +117,7 @@ def _check_container(state: KernelState, queue: QueueRow, spec: JobSpec) -> None
     top = field if field == "image" else f"container.{field}"
     allowed = (
         f"no environment of queue {queue.name!r} honours it: {where}; use one whose environment does, "
-        "or let processes run it without (the process backend's option ignore_image)"
+        "or let processes run it without (the option ignore_image of the process and SSH backends)"
     )
     raise InvalidValue(top, value, allowed)
 

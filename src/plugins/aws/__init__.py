@@ -1,7 +1,8 @@
 """The AWS Batch HTTP API on a kernel, for clients of AWS Batch as they are (docs/aws.md). Needs `anybatch[aws]`."""
 
+from .environments import status_reason
 from .front_end import DEFAULT_BIND, AwsFrontEnd
 from .identity import Identity
 from .settings import AwsSettings, BackendChoice
 
-__all__ = ["DEFAULT_BIND", "AwsFrontEnd", "AwsSettings", "BackendChoice", "Identity"]
+__all__ = ["DEFAULT_BIND", "AwsFrontEnd", "AwsSettings", "BackendChoice", "Identity", "status_reason"]

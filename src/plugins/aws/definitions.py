@@ -43,7 +43,7 @@ OF_CONTAINERS: Final = frozenset((
     "image", "volumes", "mountPoints", "readonlyRootFilesystem", "privileged", "ulimits", "user", "linuxParameters",
     "logConfiguration", "secrets",
 ))  # fmt: skip
-"""Members that mean nothing where a container's command is run as a program of this machine."""
+"""Members that mean nothing where a container's command is run as a program of its host."""
 
 
 async def register_job_definition(api: Api, call: Call, request: RegisterJobDefinitionRequest) -> dict[str, Any]:
@@ -69,7 +69,7 @@ async def register_job_definition(api: Api, call: Call, request: RegisterJobDefi
     kept = request.plain()
     for name in ("jobDefinitionName", "tags"):
         kept.pop(name, None)
-    call.ignores(*ignored_members(kept, local=api.settings.images == "local"))
+    call.ignores(*ignored_members(kept, local=api.settings.ignores_images))
     for name in ("propagateTags", "schedulingPriority"):
         if kept.get(name):
             call.ignores(name)
@@ -110,7 +110,7 @@ def container_spec(
 
 
 def ignored_members(kept: Mapping[str, Any], *, local: bool) -> list[str]:
-    """The members of a definition's containers that have no effect here; `local`: with `--images local`."""
+    """The members of a definition's containers that have no effect here; `local`: where images are ignored."""
     names = NO_EFFECT | OF_CONTAINERS if local else NO_EFFECT
     found = []
     if "containerProperties" in kept:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from anybatch import EnvironmentDetail, HostDetail
+from anybatch import EnvironmentDetail, HostDetail, HostState
 
 from .api import Api
 from .arns import Place
@@ -17,6 +17,8 @@ from .shape import Int, Shape
 
 VCPU_UNITS: Final = 1024
 """ECS's CPU units of a vCPU."""
+STATUSES: Final = ("ACTIVE", "DRAINING", "REGISTERING", "DEREGISTERING", "REGISTRATION_FAILED")
+"""Of a container instance, in ECS; the last three are never one's here."""
 
 
 class ListClustersRequest(Shape):
@@ -118,7 +120,9 @@ async def list_container_instances(api: Api, call: Call, request: ListContainerI
     cluster, detail = await _find(api, call, request.cluster, "ListContainerInstances")
     size, after = page_size(request.maxResults), read_text_token("hosts", request.nextToken)
     hosts = {_instance_arn(call.place, cluster, detail, host): host for host in detail.hosts}
-    wanted = sorted(hosts) if request.status in (None, "ACTIVE") else []
+    if request.status is not None and request.status not in STATUSES:
+        raise ApiError(f"status is one of {', '.join(STATUSES)}", code="InvalidParameterException")
+    wanted = sorted(arn for arn, host in hosts.items() if request.status in (None, _status(host)))
     names, last = take_page(wanted, after, size)
     result: dict[str, Any] = {"containerInstanceArns": names}
     if last is not None:
@@ -143,14 +147,19 @@ async def describe_container_instances(
     return {"containerInstances": found, "failures": failures}
 
 
+def _status(host: HostDetail) -> str:
+    return "DRAINING" if host.state in (HostState.DRAINING, HostState.DRAINED) else "ACTIVE"
+
+
 def _instance_shape(place: Place, cluster: str, detail: EnvironmentDetail, host: HostDetail) -> dict[str, Any]:
     return {
         "containerInstanceArn": _instance_arn(place, cluster, detail, host),
         "ec2InstanceId": host.name,
-        "status": "ACTIVE",
-        "agentConnected": True,
+        "status": _status(host),
+        "agentConnected": host.state is not HostState.UNAVAILABLE,
         "runningTasksCount": host.attempts,
         "pendingTasksCount": 0,
+        **({} if host.state_reason is None else {"statusReason": host.state_reason}),
         "registeredResources": _resources(host.vcpus, host.memory_mib, host.gpus),
         "remainingResources": _resources(max(host.free_vcpus, 0), host.free_memory_mib, host.free_gpus),
         "attributes": [{"name": "ecs.availability-zone", "value": host.zone}] if host.zone is not None else [],

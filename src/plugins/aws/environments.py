@@ -30,6 +30,10 @@ USED: Final = frozenset(("type", "maxvCpus", "minvCpus", "desiredvCpus"))
 """Members of computeResources that have an effect here; the others are kept and given back."""
 VCPUS_MAX: Final = 1_000_000
 SERVICE_ROLE: Final = "aws-service-role/batch.amazonaws.com/AWSServiceRoleForBatch"
+NO_ENGINE: Final = (
+    "Start a Docker Engine (or name one in the environment's options) and update the compute environment or restart "
+    "the server; or start the server with --images local, which needs none"
+)
 SCALING_DOWN: Final = (
     "Manually scaling down compute environment is not supported. Disconnecting job queues from compute environment "
     "will cause it to scale-down to minvCpus."
@@ -235,11 +239,19 @@ async def describe_compute_environments(
     return result
 
 
+def status_reason(detail: EnvironmentDetail) -> str:
+    """Why an environment has its status, and what to do about it."""
+    if detail.status.value == "VALID":
+        return "ComputeEnvironment Healthy"
+    if detail.status.value == "INVALID" and detail.backend == "docker":
+        return f"{detail.status_reason}. {NO_ENGINE}"
+    return detail.status_reason
+
+
 def environment_shape(place: Place, detail: EnvironmentDetail) -> dict[str, Any]:
     """An environment as AWS describes it (CE-4)."""
     kept = aws_metadata(detail.metadata)
     kind = kept.get("type", "MANAGED" if detail.managed else "UNMANAGED")
-    healthy = detail.status.value == "VALID"
     found: dict[str, Any] = {
         **_names(place, detail.name),
         "ecsClusterArn": place.arn("cluster", cluster_name(detail.name), "ecs"),
@@ -247,7 +259,7 @@ def environment_shape(place: Place, detail: EnvironmentDetail) -> dict[str, Any]
         "type": kind,
         "state": detail.state.value,
         "status": detail.status.value,
-        "statusReason": "ComputeEnvironment Healthy" if healthy else detail.status_reason,
+        "statusReason": status_reason(detail),
         "serviceRole": kept.get("serviceRole", f"arn:aws:iam::{place.account}:role/{SERVICE_ROLE}"),
         "updatePolicy": kept.get("updatePolicy", {"terminateJobsOnUpdate": False, "jobExecutionTimeoutMinutes": 30}),
         "containerOrchestrationType": "ECS",

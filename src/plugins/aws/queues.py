@@ -11,6 +11,7 @@ from .api import Api
 from .arns import Place, resource_name
 from .call import Call, aws_metadata, check_ids, make_token, page_size, read_text_token, take_page
 from .checks import check_name, check_tags
+from .environments import status_reason
 from .errors import refused, unsupported
 from .requests import (
     CreateJobQueueRequest,
@@ -96,7 +97,7 @@ async def _order(api: Api, call: Call, entries: list[ComputeEnvironmentOrder] | 
         if detail.status.value != "VALID":
             raise refused(
                 f"Compute Environment {arn} is not valid. It must be valid before attaching it to the job queue. "
-                f"({detail.status_reason})"
+                f"({status_reason(detail)})"
             )
         found.append(detail)
     if len({detail.name for detail in found}) < len(found):

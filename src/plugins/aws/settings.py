@@ -60,6 +60,12 @@ class AwsSettings(Struct, frozen=True, kw_only=True):
         """Whether AWS's own limits hold."""
         return self.profile == "aws-strict"
 
+    @property
+    def ignores_images(self) -> bool:
+        """Whether some environments run a container's command without its container."""
+        given = [self.choice(kind) for kind in ENVIRONMENT_TYPES]
+        return any(choice.options.get("ignore_image") for choice in given)
+
     def choice(self, kind: str) -> BackendChoice:
         """The backend for a type of environment."""
         found = self.environments.get(kind)

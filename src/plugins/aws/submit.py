@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from anybatch import SEQUENTIAL, NotFound, QueueDetail, n_to_n
+from anybatch import SEQUENTIAL, InvalidValue, NotFound, QueueDetail, n_to_n
 
 from .api import Api
 from .arns import JOB_ID, job_id, resource_name
@@ -30,6 +30,7 @@ from .containers import (
     kernel_retry,
     overridden,
 )
+from .environments import status_reason
 from .errors import refused, unsupported
 from .requests import SubmitJobRequest
 from .shapes_container import ContainerOverrides, TaskContainerOverrides
@@ -39,6 +40,8 @@ SUBMIT_BYTES_MAX: Final = 30 * 1024
 """Of a SubmitJob request (contract section 8)."""
 ARRAY_SIZE_MIN: Final = 2
 DEPENDENCIES_MAX: Final = 20
+INVALID_MAX: Final = 3
+"""Environments that a refusal names because they are INVALID."""
 DEPRECATED_OVERRIDE: Final = (
     "This value was submitted in a deprecated key and may conflict with the value provided by the job definition's "
     "resource requirements."
@@ -78,20 +81,34 @@ async def submit_job(api: Api, call: Call, request: SubmitJobRequest) -> dict[st
     array = request.arrayProperties
     if strict and array is not None and array.size is not None and array.size < ARRAY_SIZE_MIN:
         raise refused(f"Array size must be between {ARRAY_SIZE_MIN} and 10000")
-    job = await api.kernel.submit_job(
-        request.jobName,
-        queue=queue.name,
-        definition=definition.detail.reference,
-        array_size=None if array is None else array.size,
-        depends_on=[_dependency(entry) for entry in _dependencies(request)],
-        parameters=request.parameters,
-        retry=kernel_retry(request.retryStrategy),
-        timeout=check_timeout(request.timeout, strict=strict),
-        tags=check_tags(request.tags),
-        metadata={"aws": kept} if kept else None,
-        **extra,
-    )
+    try:
+        job = await api.kernel.submit_job(
+            request.jobName,
+            queue=queue.name,
+            definition=definition.detail.reference,
+            array_size=None if array is None else array.size,
+            depends_on=[_dependency(entry) for entry in _dependencies(request)],
+            parameters=request.parameters,
+            retry=kernel_retry(request.retryStrategy),
+            timeout=check_timeout(request.timeout, strict=strict),
+            tags=check_tags(request.tags),
+            metadata={"aws": kept} if kept else None,
+            **extra,
+        )
+    except InvalidValue as e:
+        raise await _not_honoured(api, e) from e
     return {"jobArn": call.place.arn("job", job.id), "jobName": job.name, "jobId": job.id}
+
+
+async def _not_honoured(api: Api, error: InvalidValue) -> Exception:
+    """The same refusal, with the INVALID environments where they may be why."""
+    if error.field != "image" and not error.field.startswith("container."):
+        return error
+    details = [one for one in await api.kernel.describe_compute_environments() if one.status.value == "INVALID"]
+    if not details:
+        return error
+    invalid = [f"{detail.name} is INVALID: {status_reason(detail)}" for detail in details[:INVALID_MAX]]
+    return refused(f"{error}. {'. '.join(invalid)}")
 
 
 async def _queue(api: Api, name: str) -> QueueDetail:
