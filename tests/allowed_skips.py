@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import Final
 
+NEEDS_BRIDGE: Final = "needs an engine that makes bridge networks, and the right to add an address to this machine"
+"""Containers that reach the machine by the address of ECS: in containers an engine seldom may."""
+
 NEEDS_CGROUP: Final = "needs a cgroup v2 tree that this user may write to"
 """Memory limits by the kernel: containers often mount the tree read-only."""
 
@@ -27,4 +30,6 @@ NEEDS_OLD_PYTHON: Final = "needs an interpreter as old as Python 3.8"
 NEEDS_STRACE: Final = "needs strace, and the right to trace a child"
 """The real system calls, in their order."""
 
-ALLOWED: Final = frozenset({NEEDS_CGROUP, NEEDS_CHATTR, NEEDS_MOUNT, NEEDS_NAMESPACE, NEEDS_OLD_PYTHON, NEEDS_STRACE})
+ALLOWED: Final = frozenset(
+    {NEEDS_BRIDGE, NEEDS_CGROUP, NEEDS_CHATTR, NEEDS_MOUNT, NEEDS_NAMESPACE, NEEDS_OLD_PYTHON, NEEDS_STRACE}
+)

@@ -43,6 +43,7 @@ def definition(
     max_running: Any = None,
     max_failures: Any = None,
     on_max_failures: Any = None,
+    role: Any = None,
 ) -> DefinitionBody:
     """A job definition's; see `Kernel.register_job_definition`."""
     return DefinitionBody(
@@ -64,6 +65,7 @@ def definition(
         max_running=args.optional_whole("max_running", max_running),
         max_failures=args.optional_whole("max_failures", max_failures),
         on_max_failures=args.on_max_failures(on_max_failures) or OnMaxFailures.CANCEL,
+        role=args.optional_text("role", role),
     )
 
 
@@ -95,6 +97,7 @@ def submission(
     max_running: Any = None,
     max_failures: Any = None,
     on_max_failures: Any = None,
+    role: Any = None,
 ) -> SubmitJob:
     """A job's; see `Kernel.submit_job`."""
     overrides = Overrides(
@@ -116,6 +119,7 @@ def submission(
         max_running=args.optional_whole("max_running", max_running),
         max_failures=args.optional_whole("max_failures", max_failures),
         on_max_failures=args.on_max_failures(on_max_failures),
+        role=args.optional_text("role", role),
     )
     return SubmitJob(
         job_id=job_id,

@@ -41,13 +41,13 @@ ARGUMENTS: Final = {
     "environment": "environment",
     "vcpus": "vcpus",
     "memory": "memory",
+    "job_role_arn": "role",
     "resource_requirements": "vcpus, memory and gpus",
 }
 """What AWS has among the containerProperties, and is an argument of its own here."""
 
 ELSEWHERE: Final = {
-    "job_role_arn": "there are no roles here; give credentials as secrets",
-    "execution_role_arn": "there are no roles here; registry credentials come from Docker's own configuration",
+    "execution_role_arn": "registry credentials come from Docker's own configuration",
     "network_configuration": "it is Fargate's; a network is an option of the compute environment",
     "network_mode": "a network is an option of the compute environment",
     "fargate_platform_configuration": "there is no Fargate here",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import anyio
+from msgspec import structs
 
 from .backend import AttemptKey, AttemptSpec, Backend, EnvironmentSettings, Forgets, HostStatus, Launch, WithHosts
 from .context import REASON_CHARS_MAX, Context, kept_text
@@ -24,6 +25,7 @@ from .core.model import DEFAULT_GRACE_MS, TEXT_NOT_STARTED, ResourceStatus
 from .core.state import JobRow
 from .core.states import RUNNING, STARTING
 from .logs import Log
+from .roles import RoleRequest, Roles
 
 if TYPE_CHECKING:
     from .cleaner import Cleaner
@@ -49,7 +51,7 @@ FINISH_S_MAX: Final = 10.0
 class Driver:
     """Owns one environment's backend from its start to its close."""
 
-    def __init__(self, name: str, runtime: Runtime, registry: BackendRegistry, runtime_dir: Path) -> None:
+    def __init__(self, name: str, runtime: Runtime, registry: BackendRegistry, roles: Roles, runtime_dir: Path) -> None:
         self.name = name
         self.backend: Backend | None = None
         self.notes: dict[AttemptKey, str] = {}
@@ -58,6 +60,7 @@ class Driver:
         """Set whenever the backend has started, or has failed to."""
         self._runtime = runtime
         self._registry = registry
+        self._roles = roles
         self._runtime_dir = runtime_dir
         self._context: Context | None = None
         self._todo: deque[LaunchAttempts | StopAttempts] = deque()
@@ -168,7 +171,8 @@ class Driver:
             if self.backend is None:
                 self.backend = self._registry.make(body.backend, self.name)
             self._context = context
-            await self._bounded(self.backend.start(context, self._known()), START_S_MAX)
+            known = await self._known()
+            await self._bounded(self.backend.start(context, known), START_S_MAX)
             able = context.honoured if context.honoured is not None else self.backend.capabilities.container
             hosts, container = tuple(context.hosts), tuple(sorted(able))
             self._runtime.report(AllListed(environment=self.name, hosts=hosts, container=container))
@@ -229,11 +233,19 @@ class Driver:
 
     async def _launch(self, effects: list[LaunchAttempts]) -> None:
         state = self._runtime.state
+        if any(state.jobs[effect.job].spec.role is not None for effect in effects):
+            await self._roles.wait()
         # A host that has gone meanwhile has taken its attempts with it.
         effects = [effect for effect in effects if effect.host in state.hosts]
+        launches: list[Launch] = []
+        for effect in list(effects):
+            try:
+                launches += self._with_role(self._launch_of(effect))
+            except AnyBatchError as e:
+                effects.remove(effect)
+                self._not_started(effect.job, effect.number, effect.indexes, e)
         if not effects:
             return
-        launches = [self._launch_of(effect) for effect in effects]
         backend = self.backend
         try:
             if backend is None:
@@ -248,17 +260,20 @@ class Driver:
                 with contextlib.suppress(Exception):
                     await self._bounded(backend.stop(keys, 0), STOP_S_MAX)
             for effect in effects:
-                self._runtime.report(
-                    Ended(
-                        environment=self.name,
-                        job=effect.job,
-                        number=effect.number,
-                        indexes=effect.indexes,
-                        codes=[None] * len(effect.indexes),
-                        reason=kept_text(str(e)) or type(e).__name__,
-                        status_reason=TEXT_NOT_STARTED,
-                    )
-                )
+                self._not_started(effect.job, effect.number, effect.indexes, e)
+
+    def _not_started(self, job: int, number: int, indexes: Sequence[int], error: Exception) -> None:
+        self._runtime.report(
+            Ended(
+                environment=self.name,
+                job=job,
+                number=number,
+                indexes=indexes,
+                codes=[None] * len(indexes),
+                reason=kept_text(str(error))[:REASON_CHARS_MAX] or type(error).__name__,
+                status_reason=TEXT_NOT_STARTED,
+            )
+        )
 
     async def _end(self, keys: Sequence[AttemptKey]) -> None:
         if self.backend is None or not keys:
@@ -306,6 +321,40 @@ class Driver:
             gpus={i: job.gpus[i] for i in effect.indexes} if job.gpus else {},
         )
 
+    def _with_role(self, launch: Launch) -> list[Launch]:
+        """The same, with what its job's role gives each attempt.
+
+        Raises:
+            AnyBatchError: the role gives nothing, and why.
+        """
+        state = self._runtime.state
+        role = state.jobs[state.ids[launch.job_id]].spec.role
+        if role is None:
+            return [launch]
+        body = state.environments[self.name].body
+        keys = launch.attempts()
+        request = RoleRequest(
+            role=role,
+            attempts=keys,
+            array_size=launch.array_size,
+            environment=self.name,
+            backend=body.backend,
+            options=body.options,
+        )
+        variables = self._roles.variables(request)
+        if not any(variables.values()):
+            return [launch]
+        spec = launch.spec
+        return [
+            structs.replace(
+                launch,
+                indexes=[key.index],
+                spec=structs.replace(spec, environment={**variables[key], **spec.environment}),
+                gpus={key.index: launch.gpus[key.index]} if key.index in launch.gpus else {},
+            )
+            for key in keys
+        ]
+
     def _spec(self, job: JobRow) -> AttemptSpec:
         spec = self._specs.get(job.serial)
         if spec is None:
@@ -314,8 +363,25 @@ class Driver:
             spec = self._specs[job.serial] = attempt_spec(job, self.name)
         return spec
 
-    def _known(self) -> list[Launch]:
+    async def _known(self) -> list[Launch]:
         """What was in flight here when the kernel, or the backend, last stopped."""
+        state = self._runtime.state
+        known: list[Launch] = []
+        for launch in self._in_flight():
+            serial = state.ids[launch.job_id]
+            if launch.known_started or state.jobs[serial].spec.role is None:
+                known.append(launch)  # what runs has got what its role gives
+                continue
+            await self._roles.wait()
+            try:
+                known += self._with_role(launch)
+            except AnyBatchError as e:
+                known.append(launch)  # it may run, and is to be ended
+                self._strays += launch.attempts()
+                self._not_started(serial, launch.number, launch.indexes, e)
+        return known
+
+    def _in_flight(self) -> list[Launch]:
         state = self._runtime.state
         row = state.environments[self.name]
         waiting = {(e.job, e.number, i) for e in self._todo if isinstance(e, LaunchAttempts) for i in e.indexes}
@@ -366,6 +432,7 @@ class Drivers:
         self,
         runtime: Runtime,
         registry: BackendRegistry,
+        roles: Roles,
         runtime_dir: Callable[[], Path],
         spawn: Callable[[Driver], None],
         cleaner: Cleaner,
@@ -375,6 +442,7 @@ class Drivers:
         self._registry = registry
         self._runtime_dir = runtime_dir
         self._spawn = spawn
+        self._roles = roles
         self._drivers: dict[str, Driver] = {}
 
     def open(self) -> None:
@@ -406,7 +474,7 @@ class Drivers:
         if driver is not None:
             driver.restart()
             return
-        driver = self._drivers[name] = Driver(name, self._runtime, self._registry, self._runtime_dir())
+        driver = self._drivers[name] = Driver(name, self._runtime, self._registry, self._roles, self._runtime_dir())
         self._spawn(driver)
 
     def close_environment(self, name: str) -> None:

@@ -66,6 +66,7 @@ class JobCalls(Calls):
         max_running: int | None = None,
         max_failures: int | None = None,
         on_max_failures: str | None = None,
+        role: str | None = None,
         job_id: str | None = None,
     ) -> JobHandle:
         """Queue a job; returns once that is on disk.
@@ -80,9 +81,10 @@ class JobCalls(Calls):
         `timeout` is in seconds per attempt, `memory` in MiB or a text such as "2GiB". `image` runs it in a container,
         in an environment whose backend makes them (`container` has what else AWS's containerProperties have); without
         a command the image's own runs. A `client_token` used before returns the job that it was first used for.
-        `metadata` is kept with the job and given back by `describe_job`; `job_id` is a UUID of yours for it. A job
-        that nothing in its queue can ever fit is queued all the same, for environments change; the handle's
-        `warnings` and the log say so at once.
+        `role` names whose credentials the attempts get, from who supplies them to this kernel
+        (`anybatch.kernel.roles`). `metadata` is kept with the job and given back by `describe_job`; `job_id` is a UUID
+        of yours for it. A job that nothing in its queue can ever fit is queued all the same, for environments change;
+        the handle's `warnings` and the log say so at once.
 
         Raises:
             InvalidValue, QuotaExceeded, NotFound, Conflict: nothing was queued.
@@ -96,6 +98,7 @@ class JobCalls(Calls):
             gpus=gpus, retry=retry, timeout=timeout, workdir=workdir, scratch=scratch, image=image,
             container=container, tags=tags, scheduling_priority=scheduling_priority, client_token=client_token,
             metadata=metadata, max_running=max_running, max_failures=max_failures, on_max_failures=on_max_failures,
+            role=role,
         )  # fmt: skip
         serial = await self._open.request(request)
         job = self._live.state.jobs[serial]

@@ -44,6 +44,7 @@ from .journal import FileJournal, Journal, JournalLoss, MemoryJournal
 from .logs import Log
 from .registry import BackendRegistry
 from .resource_calls import ResourceCalls
+from .roles import Roles
 from .runtime import CALLER, Runtime
 from .runtime_dir import runtime_dir as make_runtime_dir
 from .sink import Sink, SinkConfig, SinkDetail
@@ -166,6 +167,7 @@ class Kernel(JobCalls, ResourceCalls, HostCalls, AuditCalls):
         self._wants_control = control is not False
         self._given_control = None if isinstance(control, bool) else args.path("control", control)
         self._control: ControlServer | None = None
+        self._roles = Roles()
         self._entered = False
         self._runtime: Runtime | None = None
 
@@ -181,7 +183,9 @@ class Kernel(JobCalls, ResourceCalls, HostCalls, AuditCalls):
             runtime = Runtime(journal, clock or SystemClock(), self._quotas)
             runtime.open(self._ids.kernel_id(), lambda floor: clock or SystemClock(floor))
             self._cleaner = Cleaner(journal.files, runtime.state.ids)
-            self._drivers = Drivers(runtime, self._registry, self._runtime_dir, self._start_driver, self._cleaner)
+            self._drivers = Drivers(
+                runtime, self._registry, self._roles, self._runtime_dir, self._start_driver, self._cleaner
+            )
             runtime.effects = self._drivers
             self._runtime = runtime
             self._trimmer = Trimmer(runtime, self._retain_events_ms, self._retain_events_bytes)
@@ -192,6 +196,7 @@ class Kernel(JobCalls, ResourceCalls, HostCalls, AuditCalls):
             self._starting: asyncio.Queue[Driver | None] = asyncio.Queue()
             if self._wants_control:
                 await self._open_control(runtime)
+            self._roles.open()
             self._drivers.open()
         except BaseException:
             if self._control is not None:

@@ -74,6 +74,7 @@ class ResourceCalls(Calls):
         max_running: int | None = None,
         max_failures: int | None = None,
         on_max_failures: str | None = None,
+        role: str | None = None,
         exist_ok: bool = False,
     ) -> DefinitionDetail:
         """Make the next revision of a definition; arguments as in `submit_job`.
@@ -104,6 +105,7 @@ class ResourceCalls(Calls):
             max_running=max_running,
             max_failures=max_failures,
             on_max_failures=on_max_failures,
+            role=role,
         )
         return await self.put_definition(name, body, exist_ok=exist_ok)
 

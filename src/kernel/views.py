@@ -109,6 +109,7 @@ class JobDetail(Struct, frozen=True, kw_only=True):
     max_running: int | None
     max_failures: int | None
     on_max_failures: OnMaxFailures
+    role: str | None
     reruns: int
     tags: Mapping[str, str]
     is_cancelled: bool
@@ -245,6 +246,7 @@ class DefinitionDetail(Struct, frozen=True, kw_only=True):
     max_running: int | None
     max_failures: int | None
     on_max_failures: OnMaxFailures
+    role: str | None
     tags: Mapping[str, str]
     metadata: Mapping[str, Any]
     created_at: datetime
@@ -299,6 +301,7 @@ def job_detail(state: KernelState, job: JobRow, index: int | None) -> JobDetail:
         max_running=spec.max_running,
         max_failures=spec.max_failures,
         on_max_failures=spec.on_max_failures,
+        role=spec.role,
         reruns=job.reruns,
         tags=spec.tags,
         is_cancelled=cancelled,
@@ -512,6 +515,7 @@ def definition_detail(row: DefinitionRow) -> DefinitionDetail:
         max_running=body.max_running,
         max_failures=body.max_failures,
         on_max_failures=body.on_max_failures,
+        role=body.role,
         tags=body.tags,
         metadata=body.metadata,
         created_at=to_datetime(row.created_ms),

@@ -37,6 +37,8 @@ class AwsFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     hosts: list[str] = []
     submit_rate: float | None = None
     environments: dict[str, dict[str, Any]] = {}
+    roles: dict[str, dict[str, Any]] = {}
+    bind_jobs: str | None = None
     tls_certificate: str | None = None
     tls_key: str | None = None
 
@@ -92,6 +94,7 @@ class AwsService:
             no_auth=options.no_auth,
             hosts=file.hosts,
             tls=_tls(file),
+            bind_jobs=file.bind_jobs,
         )
         made = await _defaults(kernel, options.images)
         try:
@@ -113,8 +116,15 @@ def _read(path: str | None) -> AwsFile:
 
 
 def _settings(file: AwsFile, options: argparse.Namespace) -> AwsSettings:
-    from .aws import AwsSettings, BackendChoice
+    from .aws import AwsSettings, BackendChoice, RoleSource
 
+    roles = {}
+    for name, given in file.roles.items():
+        try:
+            roles[name] = msgspec.convert(given, RoleSource)
+        except msgspec.ValidationError as e:
+            allowed = f"a role has one of principal, profile, file, process: {e}"
+            raise InvalidValue(f"aws_config.roles.{name}", given, allowed) from e
     environments = {}
     for kind, given in file.environments.items():
         try:
@@ -128,6 +138,7 @@ def _settings(file: AwsFile, options: argparse.Namespace) -> AwsSettings:
         images=options.images,
         environments=environments,
         submit_rate=file.submit_rate,
+        roles=roles,
     )
 
 

@@ -56,7 +56,7 @@ DEVICE = {"hostPath": "/d", "permissions": ["X"]}
         ("a", {"image": "b"}, "container.image", "give it once"),
         ("a", {"priviledged": True}, "container.priviledged", "did you mean privileged"),
         ("a", {"privileged": "yes"}, "container.privileged", "expected `bool"),
-        ("a", {"jobRoleArn": "arn:..."}, "container.jobRoleArn", "no backend honours it: there are no roles here"),
+        ("a", {"jobRoleArn": "arn:..."}, "container.jobRoleArn", "an argument of its own: role"),
         ("a", {"command": ["x"]}, "container.command", "an argument of its own: command"),
         ("a", {"volumes": [{"name": 1}]}, "container.volumes[0].name", "expected `str`"),
         ("a", {"volumes": [{}]}, "container.volumes[0]", "missing required field `name`"),

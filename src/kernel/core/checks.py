@@ -30,6 +30,8 @@ GPUS_MAX: Final = 1024
 CHILDREN_MAX: Final = 1 << 31
 """Of a number of children; what an array may have is a quota."""
 TIMEOUT_MS_MAX: Final = 1000 * 86_400 * 36_500
+ROLE_CHARS_MAX: Final = 2048
+"""As of an ARN of AWS's."""
 RESERVED_VARIABLE: Final = "AWS_BATCH"
 
 
@@ -147,6 +149,8 @@ def check_body(body: DefinitionBody | Overrides, quotas: Quotas) -> None:
         raise InvalidValue("command[0]", "", "the program's name is not empty")
     if body.workdir is not None and not body.workdir.startswith("/"):
         raise InvalidValue("workdir", body.workdir, "a working directory is an absolute path")
+    if body.role is not None and not 1 <= len(body.role) <= ROLE_CHARS_MAX:
+        raise InvalidValue("role", body.role[:60], f"a role's name has 1 to {ROLE_CHARS_MAX} characters")
     if body.retry is not None:
         check_retry(body.retry, quotas)
     if body.container is not None:
@@ -198,4 +202,5 @@ def merge(body: DefinitionBody, overrides: Overrides, definition: str | None) ->
         max_running=body.max_running if overrides.max_running is None else overrides.max_running,
         max_failures=body.max_failures if overrides.max_failures is None else overrides.max_failures,
         on_max_failures=body.on_max_failures if overrides.on_max_failures is None else overrides.on_max_failures,
+        role=body.role if overrides.role is None else overrides.role,
     )

@@ -171,6 +171,8 @@ class JobSpec(Struct, frozen=True, kw_only=True):
     max_failures: int | None = None
     """Beyond AWS: an array stops when so many of its children have FAILED by their own attempts."""
     on_max_failures: OnMaxFailures = OnMaxFailures.CANCEL
+    role: str | None = None
+    """Whose credentials the attempts get, from who supplies them to this kernel; only the name is kept."""
 
     @property
     def shape(self) -> Shape:
@@ -204,6 +206,7 @@ class DefinitionBody(Struct, frozen=True, kw_only=True):
     max_running: int | None = None
     max_failures: int | None = None
     on_max_failures: OnMaxFailures = OnMaxFailures.CANCEL
+    role: str | None = None
 
 
 class Overrides(Struct, frozen=True, kw_only=True):
@@ -231,6 +234,7 @@ class Overrides(Struct, frozen=True, kw_only=True):
     max_running: int | None = None
     max_failures: int | None = None
     on_max_failures: OnMaxFailures | None = None
+    role: str | None = None
 
 
 class ResourceState(StrEnum):

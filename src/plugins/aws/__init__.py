@@ -3,6 +3,7 @@
 from .environments import status_reason
 from .front_end import DEFAULT_BIND, AwsFrontEnd
 from .identity import Identity
+from .role_sources import RoleSource
 from .settings import AwsSettings, BackendChoice
 
-__all__ = ["DEFAULT_BIND", "AwsFrontEnd", "AwsSettings", "BackendChoice", "Identity", "status_reason"]
+__all__ = ["DEFAULT_BIND", "AwsFrontEnd", "AwsSettings", "BackendChoice", "Identity", "RoleSource", "status_reason"]

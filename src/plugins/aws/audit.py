@@ -17,7 +17,7 @@ READS: Final = ("Describe", "List", "Get", "Filter")
 """How the names of operations begin that change nothing."""
 UNKNOWN: Final = "UnknownOperation"
 """The operation of a call that was refused before it was clear what it asks for."""
-HIDDEN: Final = frozenset({"SecretAccessKey", "SessionToken"})
+HIDDEN: Final = frozenset({"SecretAccessKey", "SessionToken", "Token"})
 """Members of responses that no record may have."""
 
 
@@ -30,15 +30,9 @@ def cloudtrail(call: Call, error: ApiError | None, body: Any) -> dict[str, Any]:
     """The record. `body`: what was answered, where it succeeded."""
     operation = call.operation or UNKNOWN
     read_only = is_read_only(operation)
-    record = {
+    record: dict[str, Any] = {
         "eventVersion": "1.08",
-        "userIdentity": {
-            "type": "IAMUser",
-            "principalId": call.principal.name,
-            "arn": call.principal.arn(call.place.account),
-            "accountId": call.place.account,
-            "userName": call.principal.name,
-        },
+        "userIdentity": _who(call),
         "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "eventSource": f"{call.service}.amazonaws.com",
         "eventName": operation,
@@ -55,11 +49,33 @@ def cloudtrail(call: Call, error: ApiError | None, body: Any) -> dict[str, Any]:
         "recipientAccountId": call.place.account,
         "eventCategory": "Management",
     }
-    if call.access_key:
-        record["userIdentity"]["accessKeyId"] = call.access_key
     if error is not None:
         record |= {"errorCode": error.code, "errorMessage": error.message}
     return record
+
+
+def _who(call: Call) -> dict[str, Any]:
+    principal, account = call.principal, call.place.account
+    found: dict[str, Any] = {
+        "type": "IAMUser" if principal.role is None else "AssumedRole",
+        "principalId": principal.user_id,
+        "arn": principal.arn(account),
+        "accountId": account,
+    }
+    if principal.role is None:
+        found["userName"] = principal.name
+    else:
+        issuer = {
+            "type": "Role",
+            "principalId": principal.role,
+            "arn": principal.principal_arn(account),
+            "accountId": account,
+            "userName": principal.role,
+        }
+        found["sessionContext"] = {"sessionIssuer": issuer, "attributes": {"mfaAuthenticated": "false"}}
+    if call.access_key:
+        found["accessKeyId"] = call.access_key
+    return found
 
 
 def reduced(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,8 +77,8 @@ def _globals(call: Call) -> dict[str, Sequence[str]]:
     now = time.time()
     return {
         "aws:username": (call.principal.name,),
-        "aws:userid": (call.principal.name,),
-        "aws:principalarn": (call.principal.arn(call.place.account),),
+        "aws:userid": (call.principal.user_id,),
+        "aws:principalarn": (call.principal.principal_arn(call.place.account),),
         "aws:principalaccount": (call.place.account,),
         "aws:requestedregion": (call.place.region,),
         "aws:currenttime": (str(now),),

@@ -39,6 +39,7 @@ NO_EFFECT: Final = frozenset((
     "startTimeout", "stopTimeout",
 ))  # fmt: skip
 """Members of a container or task that mean nothing here."""
+JOB_ROLES: Final = frozenset(("jobRoleArn", "taskRoleArn"))
 OF_CONTAINERS: Final = frozenset((
     "image", "volumes", "mountPoints", "readonlyRootFilesystem", "privileged", "ulimits", "user", "linuxParameters",
     "logConfiguration", "secrets",
@@ -55,21 +56,24 @@ async def register_job_definition(api: Api, call: Call, request: RegisterJobDefi
     environment: dict[str, str] = {}
     needed = Amounts()
     spec: dict[str, Any] | None = None
+    role: str | None = None
     if request.containerProperties is not None:
         container = request.containerProperties
         needed = check_container(container, fargate=fargate, strict=strict)
         command, environment = container.command, environment_of(container.environment)
         spec = container_spec(container, container.volumes)
+        role = container.jobRoleArn
     elif request.ecsProperties is not None:
         only = check_task(request.ecsProperties, fargate=fargate, strict=strict)
         if only is not None:
             needed = amounts(only.resourceRequirements)
             command, environment = only.command, environment_of(only.environment)
             spec = container_spec(only, request.ecsProperties.taskProperties[0].volumes)
+            role = request.ecsProperties.taskProperties[0].taskRoleArn
     kept = request.plain()
     for name in ("jobDefinitionName", "tags"):
         kept.pop(name, None)
-    call.ignores(*ignored_members(kept, local=api.settings.ignores_images))
+    call.ignores(*ignored_members(kept, local=api.settings.ignores_images, roles=bool(api.settings.roles)))
     for name in ("propagateTags", "schedulingPriority"):
         if kept.get(name):
             call.ignores(name)
@@ -84,6 +88,7 @@ async def register_job_definition(api: Api, call: Call, request: RegisterJobDefi
         scheduling_priority=request.schedulingPriority or 0,
         tags=check_tags(request.tags),
         metadata={"aws": kept},
+        role=role or None,
         **kernel_amounts(needed),
     )
     return {
@@ -109,9 +114,14 @@ def container_spec(
     return found
 
 
-def ignored_members(kept: Mapping[str, Any], *, local: bool) -> list[str]:
-    """The members of a definition's containers that have no effect here; `local`: where images are ignored."""
+def ignored_members(kept: Mapping[str, Any], *, local: bool, roles: bool) -> list[str]:
+    """The members of a definition's containers that have no effect here.
+
+    `local`: where images are ignored. `roles`: where job roles are configured.
+    """
     names = NO_EFFECT | OF_CONTAINERS if local else NO_EFFECT
+    if roles:
+        names -= JOB_ROLES
     found = []
     if "containerProperties" in kept:
         found += [f"containerProperties.{name}" for name in kept["containerProperties"] if name in names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import os
 import ssl
@@ -11,12 +12,14 @@ from types import TracebackType
 from typing import Final, Self
 
 from aiohttp import web
-from anybatch import InvalidValue, Kernel
+from anybatch import Conflict, InvalidValue, Kernel
+from anybatch.kernel.roles import supply_roles
 
 from .api import Api
 from .authenticate import LOCAL_NAMES
 from .identity import Credentials, Identity
 from .listener import Listener
+from .roles import JobRoles, check_jobs_host, check_roles, url_of, urls_of
 from .server import Server
 from .settings import DEFAULT_REGION, AwsSettings, check_settings
 
@@ -53,7 +56,8 @@ class AwsFrontEnd:
     start (mode 0600); without it there is one administrator whose key is made anew each time. `no_auth` lets every
     caller do everything, and is refused unless `bind` is a loopback address. `hosts` adds to the names by which clients
     may call this server (those of loopback, and the one that it is bound to). Calls that are being answered when it
-    closes are finished, for up to 10 s.
+    closes are finished, for up to 10 s. `bind_jobs` is a second address, in plain HTTP, by which attempts that have a
+    role reach the server: a loopback one, or 169.254.170.2 (docs/aws.md, Job roles).
 
     Raises:
         InvalidValue: a setting or the file of credentials is not as it should be.
@@ -70,6 +74,7 @@ class AwsFrontEnd:
         no_auth: bool = False,
         hosts: Sequence[str] = (),
         tls: ssl.SSLContext | None = None,
+        bind_jobs: str | None = None,
     ) -> None:
         self._kernel = kernel
         self._host, self._port = parse_bind(bind)
@@ -81,19 +86,35 @@ class AwsFrontEnd:
         self.identity: Identity | None = None
         if not no_auth:
             self.identity = Identity.new() if credentials is None else Identity.open(credentials)
-        own = f"[{self._host}]" if ":" in self._host else self._host
-        self._hosts = frozenset((*LOCAL_NAMES, own.lower(), *(name.lower() for name in hosts)))
+        check_roles(self.settings.roles, self.identity)
+        self._given_hosts = tuple(hosts)
+        self._jobs = None if bind_jobs is None else parse_bind(bind_jobs)
+        if bind_jobs is not None and self._jobs is not None:
+            check_jobs_host(bind_jobs, self._jobs[0])
+            if no_auth and not is_loopback(self._jobs[0]):
+                raise InvalidValue("bind_jobs", bind_jobs, "without authentication it is a loopback address")
+        bound = [self._host] if self._jobs is None else [self._host, self._jobs[0]]
+        own = [f"[{host}]" if ":" in host else host for host in bound]
+        self._hosts = frozenset(name.lower() for name in (*LOCAL_NAMES, *own, *hosts))
         self._tls = tls
         self._runner: web.ServerRunner | None = None
+        self._stack = contextlib.ExitStack()
 
     async def __aenter__(self) -> Self:
-        server = Server(Api(self._kernel, self.settings), self.identity, self._hosts)
+        roles = JobRoles(self._kernel, self.settings, self.identity)
+        server = Server(Api(self._kernel, self.settings), self.identity, self._hosts, roles)
         runner = web.ServerRunner(Listener(server.handle), shutdown_timeout=STOP_S_MAX)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, self._host, self._port, ssl_context=self._tls)
-            await site.start()
+            await web.TCPSite(runner, self._host, self._port, ssl_context=self._tls).start()
             self._port = runner.addresses[0][1]
+            if self._jobs is not None:
+                await web.TCPSite(runner, *self._jobs).start()
+                self._jobs = self._jobs[0], runner.addresses[-1][1]
+            roles.urls = urls_of(
+                (self._host, self._port), self._jobs, secure=self._tls is not None, hosts=self._given_hosts
+            )
+            self._supply(roles)
         except BaseException:
             await runner.cleanup()
             raise
@@ -103,9 +124,17 @@ class AwsFrontEnd:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._stack.close()
         runner, self._runner = self._runner, None
         if runner is not None:
             await asyncio.shield(runner.cleanup())
+
+    def _supply(self, roles: JobRoles) -> None:
+        try:
+            self._stack.enter_context(supply_roles(self._kernel, roles.supply))
+        except Conflict:
+            if self.settings.roles:  # without any it is all the same who says that they have no effect
+                raise
 
     @property
     def port(self) -> int:
@@ -115,8 +144,7 @@ class AwsFrontEnd:
     @property
     def url(self) -> str:
         """What clients take as their endpoint."""
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"{'http' if self._tls is None else 'https'}://{host}:{self._port}"
+        return url_of(self._host, self._port, "http" if self._tls is None else "https")
 
     def export_lines(self) -> list[str]:
         """What to paste into a shell, so that clients there call this server."""

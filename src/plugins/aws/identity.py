@@ -19,11 +19,11 @@ import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from anybatch import InvalidValue
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from .errors import denied
 from .policy import Policy, parse_policy
@@ -37,6 +37,18 @@ SESSION_S: Final = 3600
 _ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 
 
+class AttemptName(NamedTuple):
+    """An attempt: the id of its job or child, and its number."""
+
+    job: str
+    number: int
+
+    @property
+    def session(self) -> str:
+        """As the name of a session in a role: of the characters that AWS has there."""
+        return f"{self.job.replace(':', '.')}-{self.number}"
+
+
 class Principal(Struct, frozen=True):
     """Somebody who calls."""
 
@@ -45,10 +57,30 @@ class Principal(Struct, frozen=True):
 
     is_unrestricted: bool = False
     """Whether its policies allow everything and deny nothing, so that nothing has to be looked up."""
+    role: str | None = None
+    """The role in which an attempt acts as this principal."""
+    attempt: AttemptName | None = None
+    """That attempt."""
+
+    @property
+    def session(self) -> str:
+        """The name of its session in a role; empty if there is none."""
+        return "" if self.attempt is None else self.attempt.session
+
+    @property
+    def user_id(self) -> str:
+        """As AWS gives it: of a session in a role with the session's name."""
+        return self.name if self.role is None else f"{self.role}:{self.session}"
 
     def arn(self, account: str) -> str:
         """As in AWS's messages and records."""
+        if self.role is not None:
+            return f"arn:aws:sts::{account}:assumed-role/{self.role}/{self.session}"
         return f"arn:aws:iam::{account}:user/{self.name}"
+
+    def principal_arn(self, account: str) -> str:
+        """The condition key aws:PrincipalArn: of a session it is its role's."""
+        return self.arn(account) if self.role is None else f"arn:aws:iam::{account}:role/{self.role}"
 
 
 def make_principal(name: str, policies: tuple[Policy, ...]) -> Principal:
@@ -173,13 +205,30 @@ class Identity:
             raise denied("The security token included in the request is invalid.", "UnrecognizedClientException")
         return found
 
-    def session(self, name: str, now: float | None = None) -> Credentials:
-        """Temporary credentials of a principal. Nothing is kept of them: the token says what they are."""
+    def derived_secret(self, use: str) -> bytes:
+        """A secret for one use, made of the session secret."""
+        return hmac.digest(self._session_secret, b"derived\0" + use.encode(), "sha256")
+
+    def session(
+        self,
+        name: str,
+        now: float | None = None,
+        *,
+        role: str | None = None,
+        attempt: AttemptName | None = None,
+    ) -> Credentials:
+        """Temporary credentials of a principal, or of an attempt that acts as it in a role.
+
+        Nothing is kept of them: the token says what they are.
+        """
         if name not in self.principals:
             raise InvalidValue("principal", name, f"the principals are {', '.join(self.principals)}")
         expires_at = int((time.time() if now is None else now) + SESSION_S)
         key = "ASIA" + "".join(secrets.choice(_ALPHABET) for _ in range(16))
-        claim = json.dumps({"k": key, "p": name, "e": expires_at}, separators=(",", ":")).encode()
+        said: dict[str, Any] = {"k": key, "p": name, "e": expires_at}
+        if role is not None and attempt is not None:
+            said |= {"r": role, "a": list(attempt)}
+        claim = json.dumps(said, separators=(",", ":")).encode()
         token = base64.b64encode(claim).decode() + "." + hmac.new(self._session_secret, claim, "sha256").hexdigest()
         return Credentials(key, self._session_key(token), token, expires_at)
 
@@ -201,6 +250,9 @@ class Identity:
             raise denied("The security token included in the request is invalid.", "UnrecognizedClientException")
         if time.time() >= found["e"]:
             raise denied("The security token included in the request is expired", "ExpiredTokenException")
+        if "r" in found:
+            job, number = found["a"]
+            principal = structs.replace(principal, role=found["r"], attempt=AttemptName(job, number))
         return self._session_key(token), principal
 
 

@@ -25,8 +25,9 @@ from .authenticate import FORM_TYPE, authenticate, check_source
 from .authorize import authorize
 from .call import Call
 from .errors import ApiError, refused, translate, unsupported
-from .identity import Identity
+from .identity import Identity, Principal
 from .operations import POSTED, TAG_OPERATIONS, TAGS_PATH, TARGETS, Operation
+from .roles import CREDENTIALS_PATH, JobRoles
 from .settings import DEFAULT_REGION, READ_S_MAX
 from .sigv4 import invalid
 
@@ -73,8 +74,9 @@ class Route(NamedTuple):
 class Server:
     """Answers requests. One per front end. `identity` None: every caller may do everything."""
 
-    def __init__(self, api: Api, identity: Identity | None, hosts: frozenset[str]) -> None:
+    def __init__(self, api: Api, identity: Identity | None, hosts: frozenset[str], roles: JobRoles) -> None:
         self._api = api
+        self._roles = roles
         self._identity = identity
         self._hosts = hosts
         rate = api.settings.submit_rate
@@ -146,6 +148,8 @@ class Server:
                 body = await request.read()
         except TimeoutError:
             raise ApiError("The request took too long to arrive", status=408) from None
+        if path == CREDENTIALS_PATH and request.method == "GET":
+            return await self._credentials(call, headers)
         route = _route(request.method, path, query, headers, body)
         call.service, call.given = route.service, route.given
         call.operation = "GetCallerIdentity" if route.operation is None else route.operation.name
@@ -153,6 +157,7 @@ class Server:
             self._identity, route.service, method=request.method, path=path, query=query, headers=headers, body=body
         )
         call.principal, call.access_key = caller.principal, caller.access_key
+        await self._roles.check(caller.principal)
         if caller.region is not None and caller.region != call.place.region:
             if self._api.settings.region is not None and self._identity is not None:
                 raise invalid(f"Credential should be scoped to a valid region: {call.place.region!r}. ")
@@ -161,6 +166,15 @@ class Server:
         if route.operation is None:
             return sts.answer(call, body)
         return await self._call(call, route.operation, route.given)
+
+    async def _credentials(self, call: Call, headers: dict[str, str]) -> dict[str, Any]:
+        """An attempt asks for the credentials of its role, as CloudTrail has it: its role is assumed for it."""
+        call.service, call.operation = "sts", "AssumeRole"
+        attempt = self._roles.attempt_of(headers.get("authorization", ""))
+        call.principal = Principal(f"attempt {attempt.job}/{attempt.number}")
+        found = await self._roles.credentials(attempt)
+        call.given = {"roleArn": found["RoleArn"], "roleSessionName": attempt.session}
+        return found
 
     async def _call(self, call: Call, operation: Operation, given: bytes | dict[str, Any]) -> Any:
         api = self._api

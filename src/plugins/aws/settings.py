@@ -9,6 +9,8 @@ from typing import Any, Final, Literal
 from anybatch import InvalidValue
 from msgspec import Struct
 
+from .role_sources import RoleSource
+
 Profile = Literal["aws-strict", "lenient"]
 Images = Literal["docker", "local"]
 
@@ -45,7 +47,8 @@ class AwsSettings(Struct, frozen=True, kw_only=True):
     this machine (its image is ignored), "docker" runs it in a container. `environments` maps AWS's types of
     environments (EC2, SPOT, FARGATE, FARGATE_SPOT, UNMANAGED) to backends; what it leaves out goes where `images`
     says. `submit_rate` is how many SubmitJob calls a second are answered before the answer is "Too Many Requests"
-    (None: no limit; AWS's is 50).
+    (None: no limit; AWS's is 50). `roles` says where the credentials of job roles come from, by name or ARN; without
+    it roles have no effect. One that it does not name fails the attempts of its jobs ("lenient": has no effect).
     """
 
     account: str = DEFAULT_ACCOUNT
@@ -54,6 +57,7 @@ class AwsSettings(Struct, frozen=True, kw_only=True):
     images: Images = "docker"
     environments: Mapping[str, BackendChoice] = {}
     submit_rate: float | None = None
+    roles: Mapping[str, RoleSource] = {}
 
     @property
     def is_strict(self) -> bool:

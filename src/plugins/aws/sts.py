@@ -28,7 +28,7 @@ def answer(call: Call, body: bytes) -> str:
     arn, account = escape(call.principal.arn(call.place.account)), call.place.account
     return (
         f'<GetCallerIdentityResponse xmlns="{NAMESPACE}"><GetCallerIdentityResult>'
-        f"<Arn>{arn}</Arn><UserId>{escape(call.principal.name)}</UserId><Account>{account}</Account>"
+        f"<Arn>{arn}</Arn><UserId>{escape(call.principal.user_id)}</UserId><Account>{account}</Account>"
         f"</GetCallerIdentityResult><ResponseMetadata><RequestId>{call.request_id}</RequestId></ResponseMetadata>"
         "</GetCallerIdentityResponse>"
     )
