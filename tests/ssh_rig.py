@@ -1,7 +1,7 @@
 """Real sshds for the tests: each a host with an address, a key and a configuration of its own.
 
 `Sshd` runs on a loopback address, as this user. `Machine` is one in network, process and mount namespaces of its own:
-its cable can be cut, it can be switched off, and it has a passwd (a login shell) of its own.
+its cable can be cut, it can be switched off, and it has a passwd (a login shell) and a clock of its own.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Machine(Sshd):
 
     def __init__(
         self, folder: Path, name: str, number: int, client_key: Path, *, shell: str | None = None,
-        tmpfs: str | None = None, tmpfs_size: str = "1m", **config: str,
+        tmpfs: str | None = None, tmpfs_size: str = "1m", clock_s: int = 0, **config: str,
     ) -> None:  # fmt: skip
         subnet = (os.getpid() * 7 + number) % SUBNETS
         base = (10 << 24) + (64 << 16) + 4 * subnet
@@ -140,7 +140,7 @@ class Machine(Sshd):
                 self.remove()
                 pytest.skip(NEEDS_NAMESPACE)
         super().__init__(folder, name, address, client_key, **config)
-        self.shell, self.tmpfs, self.tmpfs_size = shell, tmpfs, tmpfs_size
+        self.shell, self.tmpfs, self.tmpfs_size, self.clock_s = shell, tmpfs, tmpfs_size, clock_s
 
     def choose_port(self) -> int:
         return 22
@@ -148,6 +148,8 @@ class Machine(Sshd):
     def command(self) -> list[str]:
         (self.folder / "tmp").mkdir(exist_ok=True)
         lines = ["mount --make-rprivate /"]
+        if self.clock_s:
+            lines += self.another_clock()
         if self.shell is not None:
             user = pwd.getpwuid(os.getuid())
             line = f"{user.pw_name}:x:{user.pw_uid}:{user.pw_gid}::{user.pw_dir}:{self.shell}\n"
@@ -161,6 +163,18 @@ class Machine(Sshd):
         lines.append("exec " + " ".join(super().command()))
         inside = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "sh", "-c", "; ".join(lines)]
         return ["ip", "netns", "exec", self.namespace, *inside]
+
+    def another_clock(self) -> list[str]:
+        """Every program of this machine, sshd and the agent among them, sees a clock that is so many seconds off."""
+        library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+        if library is None:
+            pytest.skip("needs libfaketime (Debian's package faketime)")
+        etc = self.folder / "etc"
+        if not etc.exists():
+            shutil.copytree("/etc", etc, symlinks=True)
+            (etc / "ld.so.preload").write_text(f"{library}\n")
+            (etc / "faketimerc").write_text(f"{self.clock_s:+}\n")
+        return [f"mount --bind {etc} /etc"]
 
     def stop(self) -> None:
         """Switch it off: every process in it ends at once."""

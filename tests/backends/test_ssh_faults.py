@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import subprocess
@@ -11,13 +10,11 @@ from pathlib import Path
 import pytest
 from anybatch.backends import _ssh_host
 from anybatch.kernel.backend import AttemptSpec
-from anybatch.testing.kit_context import EXITED, LOST
+from anybatch.testing.kit_context import EXITED, LOST, TIMED_OUT
 from process_rig import is_alive
 from ssh_rig import Bench, Lab, agents_below, key, launch, output, shell, until
 
 pytestmark = pytest.mark.asyncio
-
-HOUR_MS = 3_600_000
 
 
 def waits_for(gate: Path, ran: Path, code: int = 0) -> AttemptSpec:
@@ -132,21 +129,33 @@ async def test_a_host_started_anew_has_lost_what_ran_on_it(lab: Lab, bench: Benc
     assert ran.read_text() == "x\n"
 
 
-async def test_clocks_that_differ_are_translated(lab: Lab, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    ahead = _ssh_host.AGENT.replace(b"time.time_ns()", b"(time.time_ns() + 3_600_000_000_000)")
-    assert ahead != _ssh_host.AGENT
-    monkeypatch.setattr(_ssh_host, "AGENT", ahead)
-    monkeypatch.setattr(_ssh_host, "AGENT_SHA", hashlib.sha256(ahead).hexdigest())
-    lab.sshd("host")
-    backend, context = await bench.open()
+@pytest.mark.parametrize("off_s", [3600, -7200])
+async def test_clocks_that_differ_are_translated(lab: Lab, bench: Bench, off_s: int) -> None:
+    lab.machine("host", clock_s=off_s)
+    work = lab.folder / "work"
+    work.mkdir()
+    (work / "file").write_text("sent")
+    backend, context = await bench.open(keepalive=0.3, workdirs="send and fetch")
     before_ms = context.clock.now_ms()
-    await backend.launch([launch(shell("exit 0"), host="host")])
-    await until(context, lambda: context.ends_of(key()))
-    start, end = context.starts_of(key())[0], context.ends_of(key())[0]
-    assert start.at_ms is not None
-    assert end.at_ms is not None
-    assert before_ms - 1_000 <= start.at_ms <= end.at_ms <= context.clock.now_ms() + 1_000
-    assert backend._hosts["host"].client._offset_ms < -HOUR_MS / 2
+    changes = shell("date +%s; printf more > file", workdir=str(work))
+    late = shell("sleep 600", timeout_ms=300)
+    await backend.launch([launch(changes, host="host"), launch(late, host="host", number=2)])
+    await until(context, lambda: context.ends_of(key()) and context.ends_of(key(0, 2)))
+    for number in (1, 2):
+        (start,), (end,) = context.starts_of(key(0, number)), context.ends_of(key(0, number))
+        assert start.at_ms is not None
+        assert end.at_ms is not None
+        assert before_ms - 1_000 <= start.at_ms <= end.at_ms <= context.clock.now_ms() + 1_000
+        assert (number, end.kind) in ((1, EXITED), (2, TIMED_OUT))
+        if number == 1:
+            there_s = int(await output(backend, key()))
+            assert abs(there_s - off_s - end.at_ms / 1000) < abs(off_s) / 2
+        else:
+            assert end.at_ms - start.at_ms >= 300
+    assert (work / "file").read_text() == "more"
+    contact_ms = backend.host_status()["host"].last_contact_ms
+    assert contact_ms is not None
+    assert before_ms <= contact_ms <= context.clock.now_ms()
 
 
 async def test_a_full_disk_is_the_hosts_own_trouble_and_quarantine_ends_by_itself(lab: Lab, bench: Bench) -> None:
