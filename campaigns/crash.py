@@ -2,12 +2,13 @@
 """The crash campaign: kill the kernel, its agent or both again and again, then look whether all is as it should be.
 
     python campaigns/crash.py --kills 300 [--target kernel|agent|both|mixed] [--seed N]
+    python campaigns/crash.py --backend ssh --kills 300 [--target kernel|agent|both|sshd|mixed] [--seed N]
 
-A real kernel with a file journal and the process backend runs a mix of work (campaigns/crash_kernel.py) and is killed
-with SIGKILL at random moments: while it opens, runs and closes. After the last kill all work is run to its end, and
-what the attempts have written themselves is compared with what the kernel says (campaigns/crash_check.py). The figures
-go to stdout as JSON; the exit status is 1 if anything was wrong, and then the folder is kept. `--check FOLDER` compares
-again.
+A real kernel with a file journal and the process backend, or over hosts that are real sshds of this machine, runs a mix
+of work (campaigns/crash_kernel.py) and is killed with SIGKILL at random moments: while it opens, runs and closes. After
+the last kill all work is run to its end, and what the attempts have written themselves is compared with what the kernel
+says (campaigns/crash_check.py). The figures go to stdout as JSON; the exit status is 1 if anything was wrong, and then
+the folder is kept. `--check FOLDER` compares again.
 
 Linux only: what is left running is looked for in /proc.
 """
@@ -31,13 +32,17 @@ from pathlib import Path
 from typing import Any
 
 from crash_check import check, shown
-from crash_kernel import append, lines, live
+from crash_hosts import Hosts, NoAnswer
+from crash_kernel import VCPUS, append, lines, live
 
 READY_S_MAX = 90.0
 """For a kernel to open and start its environment."""
 POLL_S = 0.003
-TARGETS = {"kernel": (1, 0, 0), "agent": (0, 1, 0), "both": (0, 0, 1), "mixed": (6, 3, 3)}
-"""How often each is chosen: kernel, agent, both."""
+TARGETS = {
+    "kernel": (1, 0, 0, 0), "agent": (0, 1, 0, 0), "both": (0, 0, 1, 0), "sshd": (0, 0, 0, 1), "mixed": (6, 3, 3, 4),
+}  # fmt: skip
+"""How often each is chosen: kernel, agent, both, sshd (where there is one)."""
+HOSTS = 2
 
 
 class Failed(Exception):
@@ -122,8 +127,7 @@ def agents(folder: Path) -> list[int]:
         if name.isdigit():
             with contextlib.suppress(OSError):
                 words = Path("/proc", name, "cmdline").read_bytes().split(b"\0")
-                state = os.fsencode(f"{folder}/")
-                if any(word.endswith(b"/agent.py") for word in words) and any(w.startswith(state) for w in words):
+                if b"--state" in words and words[words.index(b"--state") + 1].startswith(os.fsencode(f"{folder}/")):
                     found.append(int(name))
     return found
 
@@ -145,12 +149,14 @@ class Campaign:
     """One campaign in one folder."""
 
     def __init__(
-        self, folder: Path, seed: int, target: str, *, deadline: float, drain_s: float, jobs_least: int
-    ) -> None:
+        self, folder: Path, seed: int, target: str, *, deadline: float, drain_s: float, jobs_least: int,
+        hosts: Hosts | None = None,
+    ) -> None:  # fmt: skip
         self.folder = folder
         self.seed = seed
         self.rng = random.Random(seed)
-        self.weights = TARGETS[target]
+        self.hosts = hosts
+        self.weights = TARGETS[target] if hosts else TARGETS[target][:3]
         self.deadline = deadline
         self.drain_s = drain_s
         self.jobs_least = jobs_least
@@ -168,7 +174,7 @@ class Campaign:
     def run(self, kills: int) -> None:
         """Kill so often (or until the deadline), go on until there have been enough jobs, then run to the end."""
         while self.kills < kills and time.monotonic() < self.deadline:
-            target = self.rng.choices(("kernel", "agent", "both"), self.weights)[0]
+            target = self.rng.choices(("kernel", "agent", "both", "sshd")[: len(self.weights)], self.weights)[0]
             kernel = self.kernel or self.start()
             getattr(self, f"kill_{target}")(kernel)
         while len({ack["token"] for ack in lines(self.folder / "acks")}) < self.jobs_least:
@@ -240,6 +246,24 @@ class Campaign:
                 raise Failed(f"a kernel ended by itself with status {kernel.status}")
             time.sleep(gap)
 
+    def kill_sshd(self, kernel: Process) -> None:
+        """Kill one host's, or a part of it; it is started again, now and then only after the kernel was killed."""
+        assert self.hosts is not None
+        if kernel.ready_s is not None or self.rng.random() < 0.7:
+            going = self.until_ready(kernel, self.rng.expovariate(2))
+        else:
+            going = kernel.pause(self.rng.uniform(0, 1.2 * self.ready_s))
+        n, what = self.rng.randrange(HOSTS), self.rng.choice(("all", "all", "sessions", "listener"))
+        if going and self.hosts.kill(n, what):
+            self.killed("sshd", what)
+        going = going and kernel.pause(self.rng.choice([0.0, 0.05, 0.5, 1.5]))
+        if going and self.rng.random() < 0.2:
+            self.kill_kernel(kernel)
+        if self.hosts.listeners[n] is None:
+            self.hosts.start(n)
+        if not going:
+            raise Failed(f"a kernel ended by itself with status {kernel.status}")
+
     def close(self, kernel: Process) -> None:
         """Close a kernel in order."""
         kernel.wait_ready()
@@ -276,6 +300,9 @@ class Campaign:
             while agents(self.folder) and time.monotonic() < until:
                 reap()
                 time.sleep(0.02)
+        if self.hosts is not None:
+            self.hosts.close()
+            reap()
 
 
 def reap() -> None:
@@ -289,21 +316,35 @@ def campaign(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Run one; how it went besides what the comparison finds."""
     began = time.monotonic()
     deadline = began + args.minutes * 60 if args.minutes else float("inf")
-    one = Campaign(folder, args.seed, args.target, deadline=deadline, drain_s=args.drain, jobs_least=args.jobs_least)
+    hosts = None
+    if args.backend == "ssh":
+        hosts = Hosts(folder / "hosts", HOSTS)
+        environment = {"backend": "ssh", "managed": False, "options": hosts.options(VCPUS // HOSTS)}
+        (folder / "environment.json").write_text(json.dumps(environment))
+    one = Campaign(
+        folder, args.seed, args.target, deadline=deadline, drain_s=args.drain, jobs_least=args.jobs_least, hosts=hosts
+    )
     try:
         one.run(args.kills)
-    except Failed as e:
+    except (Failed, NoAnswer) as e:
         append(folder / "trouble", {"trouble": f"{e}; see {folder}/kernel.log"})
     finally:
         one.clean_up()
     took = round(time.monotonic() - began, 1)
-    return {"target": args.target, "restarts": one.starts - 1, "closed_in_order": one.clean, "duration_s": took}
+    return {
+        "backend": args.backend,
+        "target": args.target,
+        "restarts": one.starts - 1,
+        "closed_in_order": one.clean,
+        "duration_s": took,
+    }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--target", choices=TARGETS, default="mixed")
+    parser.add_argument("--backend", choices=("process", "ssh"), default="process")
     parser.add_argument("--seed", type=int, default=None, help="of what is submitted and when is killed (not of time)")
     parser.add_argument("--minutes", type=float, default=0, help="kill no more after so long (0: no bound)")
     parser.add_argument("--jobs-least", type=int, default=0, help="go on without kills until so many are acknowledged")
@@ -312,6 +353,8 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep the folder also if all is well")
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="only compare what an earlier run has left")
     args = parser.parse_args()
+    if args.target == "sshd" and args.backend != "ssh":
+        parser.error("--target sshd needs --backend ssh")
     if args.check is not None:
         folder, result, keep = args.check, {}, True
     else:

@@ -9,6 +9,7 @@
     effects   "K <attempt>": the exit of the attempt is known; between the lines that attempts write themselves
     ended     what was said of a job that has ended, compared at later starts
     trouble   what must not be
+    environment.json   where the work runs: name of the backend, and the environment's settings (crash.py writes it)
     final.json   everything, once all work is done
 """
 
@@ -26,6 +27,7 @@ from typing import Any
 import anybatch
 from anybatch import JobDetail, JobEvent, Kernel
 from anybatch.backends.process import ProcessBackend
+from anybatch.backends.ssh import SshBackend
 
 JOURNAL = "j.db"
 VCPUS = 12
@@ -196,7 +198,7 @@ class Life:
     async def run(self) -> None:
         """Until SIGTERM; or, to finish, until all is done."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.over.set)
-        journal, backends = self.folder / JOURNAL, {"process": ProcessBackend}
+        journal, backends = self.folder / JOURNAL, {"process": ProcessBackend, "ssh": SshBackend}
         async with Kernel(journal, backends=backends, runtime_dir=self.folder / "run") as kernel:
             self.kernel = kernel
             await self.look_back()
@@ -225,7 +227,9 @@ class Life:
 
     async def resources(self) -> None:
         kernel = self.kernel
-        await kernel.create_compute_environment("local", backend="process", max_vcpus=VCPUS, exist_ok=True)
+        path = self.folder / "environment.json"
+        given = json.loads(path.read_text()) if path.exists() else {"backend": "process", "max_vcpus": VCPUS}
+        await kernel.create_compute_environment("local", **given, exist_ok=True)
         await self.heal()
         await kernel.create_job_queue("q", priority=1, compute_environments=["local"], exist_ok=True)
 

@@ -40,6 +40,16 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_over_ssh_nothing_is_lost_but_by_kills_of_agents(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("over") / "ssh"
+    arguments = ("--backend", "ssh", "--kills", 10, "--seed", 5, "--jobs-least", 40, "--folder", folder)
+    code, result, said = run(*arguments)
+    assert (code, result["verdict"], result["problems"]) == (0, "ok", []), said
+    assert set(result["kills"]) >= {"kernel", "sshd"}
+    assert result["environment_invalid"] == 0
+    assert not folder.exists()
+
+
 @pytest.fixture
 def copy(left: Path, tmp_path: Path) -> Path:
     """The records of it, to change."""
