@@ -8,12 +8,14 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Iterator
-from importlib.metadata import entry_points
+import sys
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import anybatch
+from anybatch.kernel.front_end import FrontEnd
+from anybatch.kernel.registry import find_front_ends
 
 from .console import Out, plain
 from .journals import serve_journal
@@ -23,8 +25,8 @@ from .runner import BAD_USE, ENGINE_FAILED
 HELP: Final = """\
 Keep a kernel running, for other processes: `anybatch ps`, `submit` and so on, and anybatch.connect(PATH).
 
-Ends in order on SIGTERM and SIGINT: by default attempts of local processes go on, and are found again at the next
-start.
+Ends in order on SIGTERM and SIGINT: by default attempts go on (of processes, containers and SSH hosts), and are found
+again at the next start.
 SIGHUP reads the configuration again and applies it. With a systemd unit (docs/serve.md) it says when it is ready.
 """
 EXAMPLES: Final = """\
@@ -61,18 +63,22 @@ def add_parser(commands: Any) -> None:
         help="attempts at the end: let those go on that can (default), wait for all, or stop them to run again",
     )
     parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this descriptor when it is ready")
-    for service in _services():
-        service.add_options(parser)
-    parser.set_defaults(main=main)
+    found, failed = find_front_ends()
+    for name in list(found):
+        try:
+            # On a parser that is thrown away first: half of the options of one that fails must not be left.
+            found[name].add_options(argparse.ArgumentParser(parents=[parser], add_help=False))
+            found[name].add_options(parser)
+        except Exception as e:
+            failed[name] = f"its options cannot be added: {type(e).__name__}: {e}"
+            del found[name]
+    if failed:
+        parser.epilog = f"{EXAMPLES}\n" + "".join(f"{_failure(name, why)}\n" for name, why in failed.items())
+    parser.set_defaults(main=main, front_ends=found, failed_front_ends=failed)
 
 
-def _services() -> list[Any]:
-    """The installed front ends that can be served; one that fails to load costs its own options only."""
-    found = []
-    for point in sorted(entry_points(group="anybatch.frontends"), key=lambda one: one.name):
-        with contextlib.suppress(Exception):  # `anybatch plugins` says why
-            found.append(point.load())
-    return found
+def _failure(name: str, why: str) -> str:
+    return f"front end {name!r} cannot be used: {plain(why)}"
 
 
 def main(options: argparse.Namespace) -> int:
@@ -127,9 +133,12 @@ class _Service:
         async with kernel, contextlib.AsyncExitStack() as front_ends:
             if config is not None:
                 self._tell(await kernel.apply(config))
-            for service in _services():
-                if service.is_wanted(options):
-                    for line in await front_ends.enter_async_context(service.serve(kernel, options, self._journal)):
+            for name, why in options.failed_front_ends.items():
+                say(_failure(name, why))
+            for name, front_end in options.front_ends.items():
+                if front_end.is_wanted(options):
+                    running = _running(name, front_end, kernel, options, self._journal)
+                    for line in await front_ends.enter_async_context(running):
                         say(line)
             say(f"ready: journal {self._journal}, control socket {kernel.control_path}, process {os.getpid()}")
             self._ready()
@@ -216,8 +225,36 @@ class _Service:
         self._end.set()
 
 
+@contextlib.asynccontextmanager
+async def _running(
+    name: str, front_end: type[FrontEnd], kernel: anybatch.Kernel, options: argparse.Namespace, journal: Path
+) -> AsyncIterator[list[str]]:
+    """A front end, for as long as this lasts; what it raises by itself is told with its name."""
+    with _told(name):
+        context = front_end.serve(kernel, options, journal)
+        lines = await context.__aenter__()
+    try:
+        yield lines
+    except BaseException:
+        if not await context.__aexit__(*sys.exc_info()):
+            raise
+    else:
+        with _told(name):
+            await context.__aexit__(None, None, None)
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    try:
+        yield
+    except anybatch.AnyBatchError:
+        raise
+    except Exception as e:
+        raise anybatch.PluginError(f"front end {name!r} failed: {type(e).__name__}: {e}") from e
+
+
 _ENDING: Final = {
-    "detach": "ending: attempts of local processes go on, and are found again at the next start",
+    "detach": "ending: attempts go on (all but inline ones), and are found again at the next start",
     "drain": "ending: nothing more is started, and what runs is waited for; a second signal gives that up",
     "stop": "ending: what runs is stopped (up to 30 s), and runs again at the next start",
 }

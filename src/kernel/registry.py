@@ -10,7 +10,9 @@ import msgspec
 
 from .backend import API_VERSION, Backend, BackendFactory, Capacity, EnvironmentSettings
 from .core.errors import InvalidValue, PluginError
+from .front_end import FRONT_END_API_VERSION, FRONT_END_MEMBERS, FrontEnd
 
+BACKEND_MEMBERS: Final = ("capabilities", "Options", "start", "launch", "stop", "logs", "close")
 GROUPS: Final = ("anybatch.backends", "anybatch.sinks", "anybatch.frontends")
 
 
@@ -35,6 +37,8 @@ def list_plugins() -> list[PluginInfo]:
                 plugin = point.load()
                 if group == "anybatch.backends":
                     _check(point.name, plugin)
+                elif group == "anybatch.frontends":
+                    _check_members("front end", point.name, plugin, FRONT_END_API_VERSION, FRONT_END_MEMBERS)
             except Exception as e:
                 error = load_error(point, e)
             name = point.dist.name if point.dist else "?"
@@ -149,14 +153,27 @@ class BackendRegistry:
         return loaded
 
 
+def find_front_ends() -> tuple[dict[str, type[FrontEnd]], dict[str, str]]:
+    """The installed front ends by name, and why others cannot be used."""
+    found, failed = {}, {}
+    for point in sorted(entry_points(group="anybatch.frontends"), key=lambda point: point.name):
+        try:
+            plugin = point.load()
+            _check_members("front end", point.name, plugin, FRONT_END_API_VERSION, FRONT_END_MEMBERS)
+            found[point.name] = plugin
+        except Exception as e:
+            failed[point.name] = load_error(point, e)
+    return found, failed
+
+
 def _check(name: str, plugin: Any) -> None:
-    version = getattr(plugin, "api_version", None)
-    if version != API_VERSION:
-        raise PluginError(
-            f"backend {name!r} is for protocol version {version}; this kernel speaks version {API_VERSION}"
-        )
-    missing = [
-        a for a in ("capabilities", "Options", "start", "launch", "stop", "logs", "close") if not hasattr(plugin, a)
-    ]
+    _check_members("backend", name, plugin, API_VERSION, BACKEND_MEMBERS)
+
+
+def _check_members(kind: str, name: str, plugin: Any, version: int, members: Sequence[str]) -> None:
+    theirs = getattr(plugin, "api_version", None)
+    if theirs != version:
+        raise PluginError(f"{kind} {name!r} is for protocol version {theirs}; this kernel speaks version {version}")
+    missing = [member for member in members if not hasattr(plugin, member)]
     if missing:
-        raise PluginError(f"backend {name!r} lacks {', '.join(missing)}")
+        raise PluginError(f"{kind} {name!r} lacks {', '.join(missing)}")

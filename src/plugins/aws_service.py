@@ -11,7 +11,7 @@ import ssl
 import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import anybatch
 import msgspec
@@ -44,7 +44,9 @@ class AwsFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class AwsService:
-    """What `anybatch serve` asks of a front end: options, whether they ask for it, and the front end itself."""
+    """The AWS Batch HTTP API as a front end of `anybatch serve`."""
+
+    api_version: ClassVar[int] = 1
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:

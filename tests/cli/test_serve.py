@@ -41,7 +41,7 @@ def test_it_says_when_it_is_ready_and_ends_in_order(quick: Quick, serve: Serve, 
         out = end(process)
     assert out.startswith("created environments.local\ncreated queues.default\nconfiguration applied; 0 entries")
     assert f"\nready: journal {journal}, control socket " in out
-    assert out.endswith("ending: attempts of local processes go on, and are found again at the next start\n")
+    assert out.endswith("ending: attempts go on (all but inline ones), and are found again at the next start\n")
     assert sorted(path.name for path in journal.parent.iterdir()) == ["batch.db", "batch.db.d"]
 
 
@@ -123,6 +123,101 @@ def test_a_kernel_that_hangs_is_not_waited_for_for_ever(
         os.kill(process.pid, signal.SIGCONT)
         monkeypatch.undo()
         assert quick("ps").status == 0
+
+
+HELLO = '''
+import asyncio, contextlib
+from pathlib import Path
+
+class Hello:
+    """Answers each connection with the number of jobs."""
+
+    api_version = 1
+
+    @staticmethod
+    def add_options(parser):
+        parser.add_argument("--hello", metavar="PATH")
+
+    @staticmethod
+    def is_wanted(options):
+        return options.hello is not None
+
+    @staticmethod
+    @contextlib.asynccontextmanager
+    async def serve(kernel, options, journal):
+        async def answer(reader, writer):
+            with kernel.acting_as("greeter"):
+                await kernel.submit_job("asked", queue="default", command=["true"])
+            writer.write(str(len([job async for job in kernel.list_jobs()])).encode())
+            writer.close()
+        if options.hello == "fails":
+            raise RuntimeError("no port left")
+        server = await asyncio.start_unix_server(answer, options.hello)
+        try:
+            yield [f"hello on {options.hello}, beside {journal.name}"]
+        finally:
+            server.close()
+            Path("closed").touch()
+
+class Old(Hello):
+    api_version = 0
+
+class Clash(Hello):
+    @staticmethod
+    def add_options(parser):
+        parser.add_argument("--clash")
+        parser.add_argument("--config")
+'''
+FRONT_ENDS = """
+[anybatch.frontends]
+hello = hello_front:Hello
+old = hello_front:Old
+clash = hello_front:Clash
+gone = no_such_module_anywhere:FrontEnd
+"""
+
+
+def with_front_ends(quick: Quick) -> None:
+    """Install a distribution with front ends, most of them broken."""
+    site = quick.folder / "site"
+    info = site / "greeting-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: greeting\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(FRONT_ENDS)
+    (site / "hello_front.py").write_text(HELLO)
+    quick.environment["PYTHONPATH"] = os.pathsep.join([str(site), quick.environment.get("PYTHONPATH", "")])
+
+
+def test_a_front_end_of_anybodys_is_served_and_what_is_broken_costs_itself_only(quick: Quick, serve: Serve) -> None:
+    with_front_ends(quick)
+    with quick.popen("serve", "--help") as asked:
+        out, err = asked.communicate(timeout=60)
+    assert asked.returncode == 0, err
+    assert "--hello PATH" in out
+    assert "--bind HOST:PORT" in out
+    assert "--clash" not in out
+    with serve("--config", "anybatch.toml", "--hello", "h.sock") as process:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(quick.folder / "h.sock"))
+            assert client.recv(10) == b"1"
+        (job,) = quick("ps", "--json").expect(0).json
+        assert job["name"] == "asked"
+        assert quick("describe", "--json", "asked").expect(0).json[0]["principal"] == "greeter"
+        out = end(process)
+    assert (quick.folder / "closed").exists()
+    assert "hello on h.sock, beside batch.db\n" in out
+    assert out.index("hello on h.sock") < out.index("ready: ")
+    assert "front end 'gone' cannot be used: ModuleNotFoundError: No module named 'no_such_module_anywhere'" in out
+    assert "front end 'old' cannot be used: PluginError: front end 'old' is for protocol version 0" in out
+    assert "front end 'clash' cannot be used: its options cannot be added: ArgumentError: " in out
+
+
+def test_a_front_end_that_was_asked_for_and_cannot_be_served_ends_it(quick: Quick) -> None:
+    with_front_ends(quick)
+    with quick.popen("serve", "--hello", "fails") as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    assert "front end 'hello' failed: RuntimeError: no port left" in err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
