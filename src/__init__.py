@@ -51,6 +51,7 @@ from anybatch.kernel.core.model import (
 )
 from anybatch.kernel.core.states import JobStatus
 from anybatch.kernel.handles import JobHandle
+from anybatch.kernel.journal_compact import CompactReport
 from anybatch.kernel.journal_reader import JournalReader, read_journal
 from anybatch.kernel.journal_types import JournalLoss
 from anybatch.kernel.kernel import Kernel, RunResult
@@ -79,6 +80,7 @@ __all__ = [
     "AuditRecord",
     "BackendError",
     "Code",
+    "CompactReport",
     "Config",
     "ConfigError",
     "Conflict",

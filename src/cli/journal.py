@@ -33,7 +33,7 @@ examples:
   anybatch journal check batch.db                       is all of it there? also while a kernel runs
   anybatch journal backup batch.db /backup/monday.db    a copy of this moment, while the kernel goes on
   anybatch journal restore /backup/monday.db copy.db    a journal of its own, with a kernel id of its own
-  anybatch journal compact batch.db                     while no kernel runs: old events gone, the file packed
+  anybatch journal compact batch.db                     old events gone, the file small; also while a kernel runs
 
 exit status:
   0 done; check: sound     1 the journal or backup is damaged     2 bad use
@@ -225,10 +225,11 @@ def _restore(options: argparse.Namespace) -> int:
 
 def _add_compact(actions: Any) -> None:
     text = """\
-Make a journal small that no kernel runs on: take a snapshot, delete events that are older than --keep, and pack the
-file. Events that an unfinished job or a recovery needs stay. A sink that has not been served what goes is told of the
-gap. (A running kernel trims its journal by itself, and gives room back a little at a time.)"""
-    parser = _add(actions, "compact", _compact, "make a journal small that is not in use", text)
+Make a journal small: take a snapshot, delete events that are older than --keep, and give what is free in the file back
+to the file system. Events that an unfinished job or a recovery needs stay. A sink that has not been served what goes is
+told of the gap. Where a kernel runs on the journal, that one does it, a little at a time, and goes on meanwhile; it has
+to have a control socket, as `anybatch serve` and `run` do. Where none runs, pages that are half full are packed too."""
+    parser = _add(actions, "compact", _compact, "make a journal small, also while a kernel runs", text)
     parser.add_argument("journal", metavar="JOURNAL", type=Path)
     default = f"{RETAIN_EVENTS_S:g}"
     parser.add_argument("--keep", metavar="SECONDS", default=default, help=f"age of the events to keep ({default})")
@@ -245,12 +246,29 @@ def _compact(options: argparse.Namespace) -> int:
         return BAD_USE
     if not options.journal.exists():
         raise anybatch.JournalError(f"{options.journal} is not there")
-    done: CompactReport = asyncio.run(compact(options.journal, keep_ms=int(keep_s * 1000)))
+    try:
+        done = asyncio.run(compact(options.journal, keep_ms=int(keep_s * 1000)))
+        by = ""
+    except anybatch.JournalLocked as e:
+        done = asyncio.run(_compact_there(options.journal, keep_s, e))
+        by = ", by the kernel that runs on it"
     if options.json:
         _print_json(done)
     else:
         _print(
-            f"{done.path}: {_size(done.bytes_before)} before, {_size(done.bytes_after)} now; "
+            f"{done.path}: {_size(done.bytes_before)} before, {_size(done.bytes_after)} now{by}; "
             f"{done.events_removed} events removed, {done.oldest} to {done.last} kept"
         )
     return SOUND
+
+
+async def _compact_there(journal: Path, keep_s: float, locked: anybatch.JournalLocked) -> CompactReport:
+    """Have it done by the kernel that holds the journal."""
+    try:
+        async with anybatch.connect(journal) as kernel:
+            return await kernel.compact_journal(keep=keep_s)
+    except anybatch.NotRunning as e:
+        advice = "call its `compact_journal`, or stop it first"
+        raise anybatch.JournalLocked(f"{locked}; {e}: {advice}") from None
+    except anybatch.AnyBatchError as e:
+        raise anybatch.JournalError(f"the kernel on {journal} did not do it: {e}") from e

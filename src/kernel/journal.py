@@ -31,7 +31,7 @@ from .journal_check import admit, check_kind, set_aside
 from .journal_db import add_tables, connect, epoch_crc, is_whole, make, read_snapshot, record_crc, snapshot_crc
 from .journal_mark import MarkFile
 from .journal_memory import MemoryJournal
-from .journal_place import check_place, lock, sync_folder
+from .journal_place import bytes_of, check_place, lock, sync_folder
 from .journal_types import READ_RECORDS, TRIM_RECORDS, Journal, JournalLoss, Record
 from .logs import Log
 
@@ -50,6 +50,8 @@ DROP_PART: Final = (
     "DELETE FROM snapshot_part"
     " WHERE id = (SELECT MIN(id) FROM snapshot_part WHERE seq NOT IN (SELECT seq FROM snapshot))"
 )
+PAGE_BYTES: Final = 4096
+"""A page of the file: what the smallest change writes."""
 CHECKPOINT_BYTES: Final = 16 << 20
 """Written to the write-ahead file before it is folded into the main one, in a thread."""
 FOLD_AGAIN_BYTES: Final = 1 << 20
@@ -242,7 +244,7 @@ class FileJournal:
         return self.last
 
     def _wrote(self, size: int) -> None:
-        self._since_checkpoint += size + 4096
+        self._since_checkpoint += size + PAGE_BYTES
         if self._since_checkpoint > (CHECKPOINT_BYTES if self._folded else FOLD_AGAIN_BYTES):
             self._since_checkpoint = 0
             self._folded = True  # until it is known that it has failed
@@ -434,11 +436,36 @@ class FileJournal:
 
     def _give_back(self) -> None:
         """Make the file smaller, a little at a time, when most of it is free."""
-        free = self._db.execute("PRAGMA freelist_count").fetchone()[0]
+        free = self._free_pages()
         if free > TRIM_PAGES and free > self._db.execute("PRAGMA page_count").fetchone()[0] / 2:
-            # As a script: `execute` stops at the first page, for the statement says that it gives no rows.
-            self._db.executescript(f"PRAGMA incremental_vacuum({TRIM_PAGES})")
-            self._wrote(0)
+            self._vacuum()
+
+    def _free_pages(self) -> int:
+        return int(self._db.execute("PRAGMA freelist_count").fetchone()[0])
+
+    def _vacuum(self) -> None:
+        # As a script: `execute` stops at the first page, for the statement says that it gives no rows.
+        self._db.executescript(f"PRAGMA incremental_vacuum({TRIM_PAGES})")
+        self._wrote(TRIM_PAGES * PAGE_BYTES)  # as many pages are written elsewhere, at most
+
+    def give_back(self) -> bool:
+        try:
+            before = self._free_pages()
+            if before:
+                self._vacuum()
+            # A file of the first days, made without the tables for it, gives nothing back.
+            return 0 < self._free_pages() < before
+        except sqlite3.Error as e:
+            raise JournalError(f"{self.path} cannot be made smaller: {e}") from e
+
+    async def bytes_on_disk(self) -> int:
+        await asyncio.get_running_loop().run_in_executor(self._folder, self._truncate)
+        return bytes_of(self.path)
+
+    def _truncate(self) -> None:
+        """Fold the write-ahead file and make it empty, unless somebody reads it."""
+        with contextlib.suppress(sqlite3.Error):
+            self._folding.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def pack(self) -> None:
         """Write the file anew without what is free in it. Takes the room of another copy for the time being.

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
 from msgspec import Struct
 
-from .core.errors import JournalLocked
 from .core.events import KernelOpened
 from .core.machine import replay
 from .core.snapshot import encode
 from .journal import FileJournal
+from .journal_place import bytes_of
 from .journal_read import recovered
 
 
 class CompactReport(Struct, kw_only=True):
-    """What it came to. `oldest` and `last`: the events that are kept."""
+    """What it came to. `oldest` and `last`: the events that are kept. Bytes: of the file and its write-ahead file."""
 
     path: str
     bytes_before: int
@@ -37,13 +36,10 @@ async def compact(path: Path, *, keep_ms: int) -> CompactReport:
         JournalDamaged: it cannot be read; nothing has been changed.
         JournalError: it is no journal, or cannot be written. (Where there is none, one is made: look before.)
     """
-    try:
-        journal = FileJournal(path)
-    except JournalLocked as e:
-        raise JournalLocked(f"{e}; stop it first (a running kernel trims its journal by itself)") from None
+    journal = FileJournal(path)
     path = journal.path
     try:
-        before, oldest = _size(path), journal.oldest
+        before, oldest = bytes_of(path), journal.oldest
         state = recovered(journal)
         journal.put_snapshot(encode(state))
         opened = KernelOpened(max(state.epoch, journal.epoch) + 1, state.kernel_id)
@@ -66,7 +62,7 @@ async def compact(path: Path, *, keep_ms: int) -> CompactReport:
         )
     finally:
         await journal.close()
-    report.bytes_after = _size(path)
+    report.bytes_after = bytes_of(path)
     return report
 
 
@@ -81,7 +77,3 @@ def _trim(journal: FileJournal, before_ms: int) -> None:
             upto = record.last + 1
         if upto == oldest or journal.trim(upto) == oldest:
             return
-
-
-def _size(path: Path) -> int:
-    return sum(os.stat(file).st_size for file in (path, f"{path}-wal") if os.path.exists(file))

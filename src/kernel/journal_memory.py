@@ -80,5 +80,11 @@ class MemoryJournal:
         del self._records[: min(bisect_left(self._records, before, key=lambda record: record.last), TRIM_RECORDS)]
         return self.oldest
 
+    def give_back(self) -> bool:
+        return False
+
+    async def bytes_on_disk(self) -> int:
+        return 0
+
     async def close(self) -> None:
         pass

@@ -157,6 +157,11 @@ def _pid_namespace() -> str:
         return ""
 
 
+def bytes_of(path: Path) -> int:
+    """What a journal's files take, the write-ahead one included."""
+    return sum(os.stat(file).st_size for file in (path, f"{path}-wal") if os.path.exists(file))
+
+
 def sync_folder(folder: Path) -> None:
     """Make new names in a folder survive a power cut."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -114,5 +114,14 @@ class Journal(Protocol):
         `oldest`; call again, in a later turn, until that does not rise. A failure costs space, and is only logged.
         """
 
+    def give_back(self) -> bool:
+        """Give some of what is free in the file back to the file system; whether there is more.
+
+        Raises JournalError: it could not be written.
+        """
+
+    async def bytes_on_disk(self) -> int:
+        """What its files take, once what was written has been folded into the main one, as far as readers allow."""
+
     async def close(self) -> None:
         """Let go of it, everything synced. Raises JournalError where that failed; it is let go of all the same."""

@@ -41,6 +41,7 @@ from .host_calls import HostCalls
 from .identifiers import IdSource, RandomIds
 from .job_calls import JobCalls
 from .journal import FileJournal, Journal, JournalLoss, MemoryJournal
+from .journal_calls import JournalCalls
 from .logs import Log
 from .registry import BackendRegistry
 from .resource_calls import ResourceCalls
@@ -93,7 +94,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
         return self
 
 
-class Kernel(JobCalls, ResourceCalls, HostCalls, AuditCalls):
+class Kernel(JobCalls, ResourceCalls, HostCalls, JournalCalls, AuditCalls):
     """A batch engine inside your event loop (asyncio).
 
     `path` names the journal's file, made if it is not there; without one the journal is in memory and the

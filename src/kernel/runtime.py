@@ -303,6 +303,23 @@ class Runtime:
             log.warning("snapshot_not_written", error=str(e))
         self._snapshot = None
 
+    async def keep_snapshot(self) -> None:
+        """Write a snapshot of the state as it is now, a little at a time.
+
+        Raises:
+            JournalError: it could not be written.
+        """
+        while self._snapshot is not None:
+            await asyncio.sleep(0)
+            self.check_open()
+        self._snapshot = self.journal.snapshot_steps(encode(self.state))
+        try:
+            for _ in self._snapshot:
+                await asyncio.sleep(0)
+                self.check_open()
+        finally:
+            self._snapshot = None
+
     def _put_snapshot(self) -> None:
         try:
             self.journal.put_snapshot(encode(self.state))

@@ -30,7 +30,7 @@ class Trimmer:
 
     def __init__(self, runtime: Runtime, keep_ms: int, keep_bytes: int) -> None:
         self._runtime = runtime
-        self._keep_ms = keep_ms
+        self.keep_ms = keep_ms
         self._keep_bytes = keep_bytes
         self._wake = asyncio.Event()
         self._done = False
@@ -53,14 +53,18 @@ class Trimmer:
             more = True
             while more and not self._runtime.is_closed and self._runtime.failure is None:
                 try:
-                    more = self._trim()
+                    more = self.trim(self.keep_ms)
                 except JournalError as e:  # costs space; who reads those events is told what is wrong with them
                     log.warning("journal_not_trimmed", error=str(e))
                     break
                 await asyncio.sleep(0)
 
-    def _trim(self) -> bool:
-        """Trim a few records; whether there may be more."""
+    def trim(self, keep_ms: int) -> bool:
+        """Trim a few records that are older than so long; whether there may be more.
+
+        Raises:
+            JournalError: it cannot be read.
+        """
         runtime, journal = self._runtime, self._runtime.journal
         oldest = journal.oldest
         try:
@@ -68,7 +72,7 @@ class Trimmer:
         except JournalDamaged as e:
             log.warning("journal_record_unreadable", sequence=e.first)
             return journal.trim(e.first + 1) > oldest
-        keep_from_ms = runtime.clock.now_ms() - self._keep_ms
+        keep_from_ms = runtime.clock.now_ms() - keep_ms
         needed_ms = min((job.created_ms for job in runtime.state.jobs.values() if not job.ended), default=1 << 62)
         too_large = journal.size > self._keep_bytes
         before = oldest

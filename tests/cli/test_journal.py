@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +40,8 @@ def test_from_a_backup_of_a_run_that_goes_on_to_one_of_its_own(cli: Cli) -> None
         (cli.folder / "kept").mkdir()
         done = cli("journal", "backup", "--logs", "j.db", "kept/b").expect(0)
         assert "a journal that is restored from this does not take them over" in done.out
-        assert "stop it first" in cli("journal", "compact", "j.db").expect(3).err
+        assert ", by the kernel that runs on it; 0 events removed" in cli("journal", "compact", "j.db").expect(0).out
+        assert cli("journal", "compact", "--json", "j.db").expect(0).json["events_removed"] == 0
         restored = cli("journal", "restore", "kept/b", "copy/c.db").expect(0)
         assert "attempts were under way: 1 to run again" in restored.out
         assert "sh: succeeded after" in cli("run", "--journal", "copy/c.db").expect(0).out
@@ -90,6 +93,24 @@ def test_mistakes_on_purpose(cli: Cli, arguments: list[str], status: int, words:
     assert words in done.err
     assert "Traceback" not in done.err
     assert sorted(path.name for path in cli.folder.iterdir()) == ["text"]
+
+
+def test_a_kernel_that_cannot_be_asked_is_named(cli: Cli) -> None:
+    program = "import anybatch, asyncio, sys\nasync def main():\n    async with anybatch.Kernel('j.db'):\n"
+    program += (
+        "        print('open', flush=True)\n        await asyncio.to_thread(sys.stdin.read)\nasyncio.run(main())\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=cli.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"open\n"
+        done = cli("journal", "compact", "j.db").expect(3)
+        assert f"held by another kernel: process {other.pid}" in done.err
+        assert "has no control socket" in done.err
+        assert "call its `compact_journal`, or stop it first" in done.err
+        assert other.stdin is not None
+        other.stdin.close()
 
 
 def test_every_key_of_the_documents_is_documented() -> None:
