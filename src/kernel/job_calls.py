@@ -24,6 +24,7 @@ from .core.states import STARTING, STATUSES, SUCCEEDED, JobStatus
 from .core.submit import find_job
 from .handles import JobHandle
 from .logs import Log
+from .trimming import ForgottenJobs
 from .views import DefinitionDetail, JobDetail, JobRerun, JobSummary, job_detail, job_summary
 
 log = Log("anybatch.kernel")
@@ -37,6 +38,8 @@ LIST_PAGE: Final = 500
 
 class JobCalls(Calls):
     """The methods on jobs."""
+
+    _forgotten: ForgottenJobs
 
     async def submit_job(
         self,
@@ -101,7 +104,12 @@ class JobCalls(Calls):
             role=role,
         )  # fmt: skip
         serial = await self._open.request(request)
-        job = self._live.state.jobs[serial]
+        job = self._live.state.jobs.get(serial)
+        if job is None:  # its queue keeps what has ended for so short that it has been forgotten meanwhile
+            gone = await self._forgotten.find(serial)
+            if gone is None:
+                return JobHandle(self, request.job_id, request.name, array_size)
+            return JobHandle(self, gone.job_id, gone.name, gone.size)
         handle = self._handle(job)
         misfit = never_fits(self._live.state, job)
         if misfit is not None:

@@ -530,3 +530,12 @@ async def test_trimming_while_events_of_forgotten_jobs_are_looked_for_disturbs_n
                 while journal.trim(at.sequence) < at.sequence - 10:
                     pass
             assert (await reading).job_id == last.id
+
+
+async def test_a_job_that_is_forgotten_before_its_submit_is_answered_has_its_handle(tmp_path: Path) -> None:
+    async with Kernel(tmp_path / "j.db", backends={"null": NullBackend}) as kernel:
+        await kernel.create_compute_environment("env", backend="null", max_vcpus=4)
+        await kernel.create_job_queue("q", priority=1, compute_environments=["env"], retain_succeeded=0.001)
+        for n in range(20):
+            job = await kernel.submit_job(f"j{n}", queue="q", command=["x"], array_size=2)
+            assert (job.name, job.array_size, job[1].id) == (f"j{n}", 2, f"{job.id}:1")
