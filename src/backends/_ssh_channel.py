@@ -61,8 +61,9 @@ def command(word: str, path: str, python: str | None) -> str:
 class Far(asyncssh.SSHClientSession[bytes]):
     """One such channel: requests and answers, and then perhaps an agent's connection."""
 
-    def __init__(self, word: str) -> None:
+    def __init__(self, word: str, python: str | None) -> None:
         self.word = word
+        self._python = python
         self.heard = 0.0
         """When anything came last (the loop's time)."""
         self._buffer = bytearray()
@@ -85,7 +86,7 @@ class Far(asyncssh.SSHClientSession[bytes]):
         """
         for tries in range(OPEN_TRIES, 0, -1):
             word = "ab-" + secrets.token_hex(8)
-            made = partial(cls, word)
+            made = partial(cls, word, python)
             try:
                 _, far = await connection.create_session(
                     made, command(word, path, python), encoding=None, request_pty=False
@@ -193,11 +194,12 @@ class Far(asyncssh.SSHClientSession[bytes]):
             for line in self._said.decode(errors="replace").splitlines()
             if f"{self.word}-old" in line
         ]
-        found = f"there is {', '.join(olds)}" if olds else "there is no python3 in the path that is searched"
         wanted = ".".join(map(str, OLDEST))
-        raise HostError(
-            f"the host has no Python {wanted} or newer ({found}): install one, or name it with `python`", lasting=True
-        )
+        found = f"there is {', '.join(olds)}" if olds else "there is no python3 in the path that is searched"
+        advice = "install one, or name it with `python`"
+        if self._python is not None and not olds:
+            found, advice = f"{self._python!r} is none, or is not there", "name another one with `python`"
+        raise HostError(f"the host has no Python {wanted} or newer ({found}): {advice}", lasting=True)
 
     async def _line(self) -> bytes:
         while True:

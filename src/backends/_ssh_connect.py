@@ -197,14 +197,14 @@ def _key_text(
     if expected:
         others = ", ".join(sorted(f"{key.get_algorithm()} {key.get_fingerprint()}" for key in expected))
         return (
-            f"THE KEY OF {where} HAS CHANGED: it shows {kind} {fingerprint}, but {source} has {others}. Somebody may "
-            f"be in between. If the host was set up anew: compare it there, then `ssh-keygen -R '{name}'` and add the "
-            "new one"
+            f"THE KEY OF {where} HAS CHANGED: it shows {kind} {fingerprint}; known is {others} (looked for in "
+            f"{source}). Somebody may be in between. If the host was set up anew: compare it there, then `ssh-keygen "
+            f"-R '{name}'` and add the new one"
         )
     return (
-        f"the key of {where} is not known: it shows {kind} {fingerprint}, and {source} has none for it. Compare that "
-        "with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the host; then connect once with `ssh`, or pin it "
-        f'with host_key = "{kind} ..."'
+        f"the key of {where} is not known: it shows {kind} {fingerprint}, and nothing of it stands in {source}. "
+        "Compare that with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the host; then connect once with `ssh`, "
+        f'or pin it with host_key = "{kind} ..."'
     )
 
 

@@ -101,13 +101,17 @@ def environments_main(options: argparse.Namespace) -> int:
                     _attempts(one),
                 )
             )
-            for host in one.hosts:
-                state = str(host.state) if host.state_reason is None else f"{host.state} ({host.state_reason})"
-                rows.append((f"  {host.name}", "", state, vcpus_of((host,)), memory_of((host,)), str(host.attempts)))
+            rows += [
+                (f"  {host.name}", "", str(host.state), vcpus_of((host,)), memory_of((host,)), str(host.attempts))
+                for host in one.hosts
+            ]
         print_table(("name", "backend", "status", "vCPUs used", "MiB used", "attempts"), rows, status=2)
         for one in found:
             if one.status is anybatch.ResourceStatus.INVALID:
                 say(f"{one.name}: {one.status_reason}")
+            for host in one.hosts:
+                if host.state_reason is not None:
+                    say(f"{host.name}: {host.state_reason}")
         return 0
 
     return carry_out(options, work)
