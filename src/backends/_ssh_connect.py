@@ -203,8 +203,8 @@ def _key_text(
         )
     return (
         f"the key of {where} is not known: it shows {kind} {fingerprint}, and nothing of it stands in {source}. "
-        "Compare that with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the host; then connect once with `ssh`, "
-        f'or pin it with host_key = "{kind} ..."'
+        "Compare that with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the host; then connect once with "
+        f'`ssh`, or pin it with host_key = "{kind} ..."'
     )
 
 

@@ -18,6 +18,9 @@ from ..kernel.backend import (
     BackendContext,
     Capabilities,
     Capacity,
+    EnvironmentSettings,
+    Expectation,
+    ExpectedHost,
     HostStatus,
     Launch,
     log_path,
@@ -108,6 +111,25 @@ class DockerBackend:
 
     # -- the protocol -----------------------------------------------------------------------------
 
+    @staticmethod
+    def expects(settings: EnvironmentSettings) -> Expectation:
+        """The engines that the options name; what they do not say an engine tells once it is reached.
+
+        Raises:
+            BackendError: an option cannot be used.
+        """
+        options = msgspec.convert(settings.options, DockerOptions)
+        hosts = []
+        for name, about in _engines(options).items():
+            probed = set()
+            if about.vcpus is None and len(options.engines) > 1:
+                probed.add("vcpus")
+            if about.memory is None and options.memory is None:
+                probed.add("memory")
+            capacity = _capacity(about, options, settings, {})
+            hosts.append(ExpectedHost(name=name, capacity=capacity, probed=frozenset(probed)))
+        return Expectation(hosts=hosts, container=_honoured(options, secrets=options.secrets is not None))
+
     async def start(self, context: BackendContext, known: Sequence[Launch]) -> None:
         """Reach the engines, and settle what they hold.
 
@@ -117,7 +139,7 @@ class DockerBackend:
         options = msgspec.convert(context.settings.options, DockerOptions)
         engines = _engines(options)
         self._context = context
-        self._say_what_is_honoured(context, options)
+        context.honours(_honoured(options, secrets=options.secrets is not None or self._resolver is not None))
         if self._marks is None:
             self._marks = Marks(context.state_dir / "started")
             await anyio.to_thread.run_sync(self._marks.load)
@@ -203,17 +225,6 @@ class DockerBackend:
 
     # -- engines ----------------------------------------------------------------------------------
 
-    def _say_what_is_honoured(self, context: BackendContext, options: DockerOptions) -> None:
-        unknown = sorted(set(options.refuse) - CONTAINER_FIELDS)
-        if unknown:
-            raise BackendError(f"refuse: {unknown[0]!r} is no container field; they are {sorted(CONTAINER_FIELDS)}")
-        honoured = CONTAINER_FIELDS - set(options.refuse)
-        if options.secrets is None and self._resolver is None:
-            honoured -= {"secrets"}
-        if options.image is None:
-            honoured |= {IMAGE_REQUIRED}
-        context.honours(honoured)
-
     def _make(self, name: str, about: EngineOptions, context: BackendContext, marks: Marks) -> EngineHost:
         engine = Engine(Place(url=about.url, tls=about.tls))
         return EngineHost(name, engine, context, marks=marks, images=Images(engine))
@@ -248,7 +259,7 @@ class DockerBackend:
         host, context = self._hosts[name], self._started()
         try:
             info = await host.watch.connect()
-            context.host_up(name, _capacity(about, options, context, info), host.zone)
+            context.host_up(name, _capacity(about, options, context.settings, info), host.zone)
             context.host_paused(name, None)  # an earlier start may have said that it cannot be reached
             if fresh:
                 return await host.settle(known, homeless)
@@ -257,7 +268,7 @@ class DockerBackend:
             text = f"{about.url}: {e}"
             context.host_up(name, Capacity(vcpus_milli=0), host.zone)
             context.host_paused(name, text)
-            host.expect(known, lambda info: _capacity(about, options, context, info))
+            host.expect(known, lambda info: _capacity(about, options, context.settings, info))
             return text
         return set()
 
@@ -313,14 +324,25 @@ def _engines(options: DockerOptions) -> dict[str, EngineOptions]:
     return found
 
 
+def _honoured(options: DockerOptions, *, secrets: bool) -> frozenset[str]:
+    """The container fields that jobs may use; `secrets`: there is something to get them from."""
+    unknown = sorted(set(options.refuse) - CONTAINER_FIELDS)
+    if unknown:
+        raise BackendError(f"refuse: {unknown[0]!r} is no container field; they are {sorted(CONTAINER_FIELDS)}")
+    honoured = CONTAINER_FIELDS - set(options.refuse)
+    if not secrets:
+        honoured -= {"secrets"}
+    return honoured | {IMAGE_REQUIRED} if options.image is None else honoured
+
+
 def _capacity(
-    about: EngineOptions, options: DockerOptions, context: BackendContext, info: Mapping[str, object]
+    about: EngineOptions, options: DockerOptions, settings: EnvironmentSettings, info: Mapping[str, object]
 ) -> Capacity:
     """What an engine offers: a single one the environment's max_vcpus, one of several its own CPUs."""
     if about.vcpus is not None:
         vcpus_milli = round(about.vcpus * 1000)
     elif len(options.engines) <= 1:
-        vcpus_milli = context.settings.max_vcpus_milli
+        vcpus_milli = settings.max_vcpus_milli
     else:
         vcpus_milli = int(str(info.get("NCPU") or 1)) * 1000
     memory = about.memory or options.memory or int(int(str(info.get("MemTotal") or 0)) * MEMORY_SHARE) // MIB

@@ -24,12 +24,15 @@ from anybatch.kernel.backend import (
     Capabilities,
     Capacity,
     EnvironmentSettings,
+    Expectation,
+    ExpectedHost,
     Launch,
     log_path,
 )
 from anybatch.kernel.clock import Timer
 from anybatch.kernel.core.errors import InvalidValue
 
+HOST: Final = "inline"
 FOLLOW_S: Final = 0.05
 """How often a followed log is looked at."""
 CLOSE_S_MAX: Final = 5.0
@@ -100,16 +103,16 @@ class InlineBackend:
         self._abandoned: set[asyncio.Task[int | None]] = set()
 
     @staticmethod
-    def expects(settings: EnvironmentSettings) -> Sequence[Capacity]:
-        """What the one host offers."""
+    def expects(settings: EnvironmentSettings) -> Expectation:
+        """One host, with what the options say."""
         options = msgspec.convert(settings.options, InlineOptions)
-        return [Capacity(vcpus_milli=settings.max_vcpus_milli, memory_mib=options.memory)]
+        capacity = Capacity(vcpus_milli=settings.max_vcpus_milli, memory_mib=options.memory)
+        return Expectation(hosts=[ExpectedHost(name=HOST, capacity=capacity)])
 
     async def start(self, context: BackendContext, known: Sequence[Launch]) -> None:
         self._report()
         self._context = context
-        (capacity,) = self.expects(context.settings)
-        context.host_up("inline", capacity)
+        context.host_up(HOST, self.expects(context.settings).hosts[0].capacity)
         for launch in known:
             gone = [key.index for key in launch.attempts() if key not in self._tasks]
             if gone:

@@ -20,6 +20,8 @@ from ..kernel.backend import (
     Capabilities,
     Capacity,
     EnvironmentSettings,
+    Expectation,
+    ExpectedHost,
     Launch,
     log_path,
 )
@@ -87,29 +89,27 @@ class ProcessBackend:
         return "none" if self._client is None else self._client.memory
 
     @staticmethod
-    def expects(settings: EnvironmentSettings) -> Sequence[Capacity]:
-        """What the one host offers: the options say, and the machine where they do not."""
+    def expects(settings: EnvironmentSettings) -> Expectation:
+        """One host: the options say what it offers, and the machine where they do not."""
         options = msgspec.convert(settings.options, ProcessOptions)
         memory_mib = int(machine_memory_mib() * MEMORY_SHARE) if options.memory is None else options.memory
-        return [
-            Capacity(
-                vcpus_milli=settings.max_vcpus_milli,
-                memory_mib=memory_mib,
-                gpus=options.gpus,
-                lookahead=options.lookahead,
-            )
-        ]
+        capacity = Capacity(
+            vcpus_milli=settings.max_vcpus_milli, memory_mib=memory_mib, gpus=options.gpus, lookahead=options.lookahead
+        )
+        honoured = CONTAINER_FIELDS - {IMAGE_COMMAND} if options.ignore_image else frozenset[str]()
+        return Expectation(hosts=[ExpectedHost(name=HOST, capacity=capacity)], container=honoured)
 
     async def start(self, context: BackendContext, known: Sequence[Launch]) -> None:
         options = msgspec.convert(context.settings.options, ProcessOptions)
-        (capacity,) = self.expects(context.settings)
+        expected = self.expects(context.settings)
+        capacity = expected.hosts[0].capacity
         settings = AgentSettings(
             memory=options.memory_enforcement,
             log_bytes_max=options.log_bytes_max,
             capacity=capacity if options.lookahead else None,
         )
         self._context = context
-        context.honours(CONTAINER_FIELDS - {IMAGE_COMMAND} if options.ignore_image else ())
+        context.honours(expected.container)
         self._offer(context, options, capacity)
         if self._client is not None:  # new settings only: what was launched is being looked after
             self._client.report_to(context)

@@ -27,6 +27,9 @@ from ..kernel.backend import (
     BackendContext,
     Capabilities,
     Capacity,
+    EnvironmentSettings,
+    Expectation,
+    ExpectedHost,
     HostStatus,
     Launch,
     log_path,
@@ -57,13 +60,20 @@ class SshBackend:
         self._hosts: dict[str, SshHost] = {}
         self._context: BackendContext | None = None
 
+    @staticmethod
+    def expects(settings: EnvironmentSettings) -> Expectation:
+        """The hosts that are named; what is not said of one it tells once it is reached.
+
+        Raises:
+            BackendError: the environment is managed, or a file that names hosts cannot be read.
+        """
+        options, specs = _named(settings)
+        return Expectation(hosts=[_expected(spec) for spec in specs.values()], container=_honoured(options))
+
     async def start(self, context: BackendContext, known: Sequence[Launch]) -> None:
-        if context.settings.managed:
-            raise BackendError("SSH hosts come and go by themselves: create the environment with managed=False")
-        options = msgspec.convert(context.settings.options, SshOptions)
-        specs = host_specs(options, context.settings.hosts)
+        options, specs = _named(context.settings)
         self._context = context
-        context.honours(CONTAINER_FIELDS - {IMAGE_COMMAND} if options.ignore_image else ())
+        context.honours(_honoured(options))
         capacities = self._recall(context)
         gone = [self._hosts.pop(name) for name in list(self._hosts) if name not in specs]
         fresh = []
@@ -203,6 +213,24 @@ class SshBackend:
             if not path.exists() or path.read_bytes() != data:
                 path.with_suffix(".new").write_bytes(data)
                 path.with_suffix(".new").replace(path)
+
+
+def _named(settings: EnvironmentSettings) -> tuple[SshOptions, dict[str, HostSpec]]:
+    if settings.managed:
+        raise BackendError("managed: SSH hosts are nobody's to start or end: create the environment with managed=False")
+    options = msgspec.convert(settings.options, SshOptions)
+    return options, host_specs(options, settings.hosts)
+
+
+def _honoured(options: SshOptions) -> frozenset[str]:
+    return CONTAINER_FIELDS - {IMAGE_COMMAND} if options.ignore_image else frozenset()
+
+
+def _expected(spec: HostSpec) -> ExpectedHost:
+    said = {"vcpus": spec.vcpus_milli, "memory": spec.memory_mib, "gpus": spec.gpus}
+    capacity = Capacity(vcpus_milli=spec.vcpus_milli or 0, memory_mib=spec.memory_mib, gpus=spec.gpus or ())
+    probed = frozenset(limit for limit, value in said.items() if value is None)
+    return ExpectedHost(name=spec.name, capacity=capacity, probed=probed)
 
 
 class _Copy:

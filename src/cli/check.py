@@ -9,7 +9,7 @@ from typing import Any, Final
 import anybatch
 import msgspec
 from anybatch.kernel.config_check import Change, Judged, judge
-from anybatch.kernel.config_fit import Fit, fits, misfits
+from anybatch.kernel.config_fit import Fit, check_options, fits, misfits
 from anybatch.kernel.config_model import Checker, Config
 from anybatch.kernel.config_read import config_of_file
 from anybatch.kernel.core.state import KernelState
@@ -108,6 +108,7 @@ def _check(options: argparse.Namespace) -> CheckReport:
     registry = BackendRegistry()
     state = KernelState(config.quotas) if options.journal is None else read_state(options.journal, config.quotas)
     judged = judge(config, registry, state, checker)
+    check_options(judged, registry, state, checker)
     found = fits(judged, registry, state)
     never = misfits(found)
     status = BAD_FILE if checker.mistakes else NEVER_RUNS if never else FINE

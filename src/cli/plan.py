@@ -12,7 +12,7 @@ from typing import Any, Final
 import anybatch
 import msgspec
 from anybatch.kernel.config_check import judge
-from anybatch.kernel.config_fit import fits, misfits
+from anybatch.kernel.config_fit import check_options, fits, misfits
 from anybatch.kernel.config_model import Checker, Config, PlannedJob
 from anybatch.kernel.config_read import config_of_file
 from anybatch.kernel.core.state import KernelState
@@ -96,6 +96,7 @@ def check(plan: Plan, checker: Checker) -> None:
     """Raise ConfigError with all that the kernel would refuse, and every job that could never run."""
     state, registry = KernelState(plan.config.quotas), BackendRegistry()
     judged = judge(plan.config, registry, state, checker)
+    check_options(judged, registry, state, checker)
     for name, found in misfits(fits(judged, registry, state)).items():
         text = "; ".join(fit.text for fit in found)
         checker.add(("jobs", name, *found[0].limited_by[:1]), text)

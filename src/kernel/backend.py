@@ -146,6 +146,24 @@ class EnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True):
     hosts: Mapping[str, Mapping[str, Any]] = {}
 
 
+class ExpectedHost(msgspec.Struct, frozen=True, kw_only=True):
+    """A host that an environment will have. Of `probed` ("vcpus", "memory", "gpus") only the host itself can tell."""
+
+    name: str
+    capacity: Capacity
+    probed: frozenset[str] = frozenset()
+
+
+class Expectation(msgspec.Struct, frozen=True, kw_only=True):
+    """What an environment will be, as far as its options tell.
+
+    `hosts`: those that it will begin with. `container`: the fields that it will honour, as `BackendContext.honours`.
+    """
+
+    hosts: Sequence[ExpectedHost]
+    container: Collection[str] = frozenset()
+
+
 class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What a backend knows of a host just now, beyond what it has reported: nothing of it is kept.
 
@@ -340,6 +358,19 @@ class WithHosts(Protocol):
 
     def host_status(self) -> Mapping[str, HostStatus]:
         """What it knows of each host now. It waits for nothing."""
+
+
+@runtime_checkable
+class Foretells(Protocol):
+    """A backend whose options tell what an environment will be. `anybatch check` asks, and starts nothing."""
+
+    @staticmethod
+    def expects(settings: EnvironmentSettings) -> Expectation:
+        """It is asked of the class, and touches nothing outside but files that the options name.
+
+        Raises:
+            BackendError: `start` would fail for what the options say. A message may begin with the key and ": ".
+        """
 
 
 @runtime_checkable

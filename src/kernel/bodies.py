@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from . import arguments as args
+from .backend import EnvironmentSettings
 from .container_arguments import make_container
 from .core.errors import InvalidValue
 from .core.inputs import SubmitJob
@@ -178,6 +180,20 @@ def environment(
         state=resource_state(state),
         tags=args.texts("tags", tags),
         metadata=args.metadata("metadata", metadata),
+    )
+
+
+def settings(
+    name: str, body: EnvironmentBody, hosts: Mapping[str, Mapping[str, Any]] | None = None
+) -> EnvironmentSettings:
+    """What the backend of an environment is told; `hosts`: those that are registered."""
+    return EnvironmentSettings(
+        name=name,
+        managed=body.managed,
+        min_vcpus_milli=body.min_vcpus_milli,
+        max_vcpus_milli=body.max_vcpus_milli,
+        options=body.options,
+        hosts={host: dict(about) for host, about in (hosts or {}).items()},
     )
 
 

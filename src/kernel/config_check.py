@@ -17,7 +17,7 @@ from . import arguments as args
 from . import bodies
 from .config_model import MAPPINGS, Checker, Config, Place, PlannedJob, parts
 from .core.container import CONTAINER_FIELDS, IMAGE_COMMAND
-from .core.errors import Conflict, InvalidValue, PluginError, RequestError
+from .core.errors import BackendError, Conflict, InvalidValue, PluginError, RequestError
 from .core.inputs import (
     ChangeTags,
     CreateEnvironment,
@@ -131,12 +131,15 @@ class _Judge:
                 self._stand_in(name)
             elif row.status is ResourceStatus.CREATING:
                 row.status = ResourceStatus.VALID
-                row.container = self._honoured(row.body)
+                row.container = self._honoured(name, row.body)
 
-    def _honoured(self, body: EnvironmentBody) -> tuple[str, ...]:
+    def _honoured(self, name: str, body: EnvironmentBody) -> tuple[str, ...]:
         """The container fields that an environment will honour; all, where its backend cannot tell before its start."""
-        known = None if body.options.get("ignore_image") else self._registry.honours(body.backend)
-        return EVERY_FIELD if known is None else tuple(sorted(known))
+        try:
+            expected = self._registry.expects(body.backend, bodies.settings(name, body))
+        except BackendError:
+            expected = None  # that is told elsewhere
+        return EVERY_FIELD if expected is None else tuple(sorted(expected.container))
 
     def _stand_in(self, name: str) -> None:
         """For an environment that has a mistake: what names it is not wrong for that."""

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final
 import anyio
 from msgspec import structs
 
-from .backend import AttemptKey, AttemptSpec, Backend, EnvironmentSettings, Forgets, HostStatus, Launch, WithHosts
+from . import bodies
+from .backend import AttemptKey, AttemptSpec, Backend, Forgets, HostStatus, Launch, WithHosts
 from .context import REASON_CHARS_MAX, Context, kept_text
 from .core.effects import LaunchAttempts, StopAttempts
 from .core.errors import AnyBatchError, BackendError
@@ -154,15 +155,7 @@ class Driver:
         if row is None:
             return
         body = row.body
-        settings = EnvironmentSettings(
-            name=self.name,
-            managed=body.managed,
-            min_vcpus_milli=body.min_vcpus_milli,
-            max_vcpus_milli=body.max_vcpus_milli,
-            options=body.options,
-            hosts={name: dict(settings) for name, settings in row.registered.items()},
-        )
-        context = Context(self, settings, self._runtime, self._runtime_dir)
+        context = Context(self, bodies.settings(self.name, body, row.registered), self._runtime, self._runtime_dir)
         if self.backend is None or row.status is not ResourceStatus.VALID:
             await self._close()
         try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 import msgspec
 
-from .backend import API_VERSION, Backend, BackendFactory, Capacity, EnvironmentSettings
+from .backend import API_VERSION, Backend, BackendFactory, EnvironmentSettings, Expectation, Foretells
 from .core.errors import InvalidValue, PluginError
 from .front_end import FRONT_END_API_VERSION, FRONT_END_MEMBERS, FrontEnd
 
@@ -94,19 +94,15 @@ class BackendRegistry:
         """The type that checks the settings of a registered host; None: the backend takes no such hosts."""
         return getattr(self._find(name), "HostOptions", None)
 
-    def expects(self, name: str, settings: EnvironmentSettings) -> Sequence[Capacity] | None:
-        """What the hosts of an environment would offer, as far as its backend can tell without starting (else None).
+    def expects(self, name: str, settings: EnvironmentSettings) -> Expectation | None:
+        """What an environment would be, as far as its backend's class can tell (`Foretells`; None: it cannot).
 
-        A backend tells by a static method `expects(settings)`; it need not have one.
+        Raises:
+            BackendError: it could not be started with these options.
         """
-        tell: Callable[[EnvironmentSettings], Sequence[Capacity] | None] | None
-        tell = getattr(self._find(name), "expects", None)
-        return None if tell is None else tell(settings)
-
-    def honours(self, name: str) -> Collection[str] | None:
-        """The container fields that a backend honours, if it can tell of its environments without starting them."""
-        found: Any = self._find(name)
-        return found.capabilities.container if hasattr(found, "expects") else None
+        found = self._find(name)
+        # An object that was passed in may be more than its options say.
+        return found.expects(settings) if isinstance(found, type) and issubclass(found, Foretells) else None
 
     def is_remote(self, name: str) -> bool:
         """Whether a backend's hosts are other machines, as far as it can be asked without being made."""

@@ -15,10 +15,14 @@ from anybatch.kernel.backend import (
     Capabilities,
     Capacity,
     EnvironmentSettings,
+    Expectation,
+    ExpectedHost,
     Launch,
 )
 from anybatch.kernel.clock import Timer
 from anybatch.kernel.core.container import CONTAINER_FIELDS
+
+HOST = "null"
 
 Model = Callable[[AttemptKey], tuple[float, int]]
 """Gives an attempt's duration in seconds and its exit code."""
@@ -55,15 +59,17 @@ class NullBackend:
         self._scheduled = False
 
     @staticmethod
-    def expects(settings: EnvironmentSettings) -> Sequence[Capacity]:
-        """What the one host offers."""
+    def expects(settings: EnvironmentSettings) -> Expectation:
+        """One host, with what the options say."""
         options = msgspec.convert(settings.options, NullOptions)
-        return [Capacity(vcpus_milli=settings.max_vcpus_milli, memory_mib=options.memory, gpus=options.gpus)]
+        capacity = Capacity(vcpus_milli=settings.max_vcpus_milli, memory_mib=options.memory, gpus=options.gpus)
+        return Expectation(
+            hosts=[ExpectedHost(name=HOST, capacity=capacity)], container=NullBackend.capabilities.container
+        )
 
     async def start(self, context: BackendContext, known: Sequence[Launch]) -> None:
         self._context = context
-        (capacity,) = self.expects(context.settings)
-        context.host_up("null", capacity)
+        context.host_up(HOST, self.expects(context.settings).hosts[0].capacity)
         due = {key for launch in self._due for key in launch.attempts()}
         for launch in known:
             gone = [key.index for key in launch.attempts() if key not in self._timers and key not in due]

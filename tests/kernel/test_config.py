@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import ClassVar
 
+import msgspec
 import pytest
 from anybatch import ConfigError, Kernel, load_config
+from anybatch.kernel.backend import Capacity, EnvironmentSettings, Expectation, ExpectedHost
 from anybatch.kernel.config_check import judge
 from anybatch.kernel.config_fit import Fit, fits, misfits
 from anybatch.kernel.config_read import config_of_mapping
@@ -123,7 +126,7 @@ def test_a_backend_that_cannot_be_loaded_is_a_mistake_at_its_key() -> None:
 
 def fit_of(environments: dict[str, object], job: dict[str, object]) -> list[Fit]:
     config, checker = config_of_mapping({"environments": environments, "jobs": {"j": {"command": ["x"], **job}}})
-    registry, state = BackendRegistry({"null": NullBackend, "manual": ManualBackend}), KernelState()
+    registry, state = BackendRegistry({"null": NullBackend, "manual": ManualBackend, "lab": LabBackend}), KernelState()
     judged = judge(config.completed(), registry, state, checker)
     checker.finish()
     return fits(judged, registry, state)
@@ -158,6 +161,57 @@ def test_what_a_backend_does_not_tell_is_not_known() -> None:
     assert (fit.fits, fit.at_once) == (None, None)
     (fit,) = fit_of(environments, {"vcpus": 5})
     assert (fit.fits, fit.limited_by) == (False, ("vcpus",))
+
+
+class LabOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    hosts: dict[str, dict[str, int]] = {}
+
+
+class LabBackend(ManualBackend):
+    """Of some hosts only they themselves can tell what they have."""
+
+    Options: ClassVar[type[msgspec.Struct]] = LabOptions
+
+    @staticmethod
+    def expects(settings: EnvironmentSettings) -> Expectation:
+        hosts = []
+        for name, said in settings.options["hosts"].items():
+            probed = frozenset(limit for limit in ("vcpus", "memory", "gpus") if limit not in said)
+            capacity = Capacity(vcpus_milli=1000 * said.get("vcpus", 0), memory_mib=said.get("memory"), gpus=())
+            hosts.append(ExpectedHost(name=name, capacity=capacity, probed=probed))
+        return Expectation(hosts=hosts)
+
+
+KNOWN = {"vcpus": 4, "memory": 100, "gpus": 0}
+
+
+@pytest.mark.parametrize(
+    ("hosts", "job", "fits", "at_once", "text"),
+    [
+        ({}, {}, None, None, "it has no host: `anybatch hosts register e HOST`, or name some in its options"),
+        ({"a": {}}, {}, None, None, "it depends: the vCPUs of a are known once the environment has started"),
+        ({"a": {"vcpus": 2}}, {"memory": 50, "vcpus": 2}, None, None,
+         "it depends: the memory of a is known once the environment has started"),
+        ({"a": {"vcpus": 2}}, {"vcpus": 2}, True, 1, "fits"),
+        ({"a": {"vcpus": 2}}, {"vcpus": 3, "memory": 1}, False, 0,
+         "never: needs 3 vCPUs; environment 'e' has 2 vCPUs"),
+        ({"a": KNOWN, "b": {}}, {"array_size": 9}, True, None,
+         "4 at once and more: the vCPUs of b are known once the environment has started"),
+        ({"a": KNOWN, "b": {}}, {"array_size": 9, "gpus": 1}, None, None,
+         "it depends: the vCPUs and GPUs of b are known once the environment has started"),
+        ({"a": KNOWN, "b": {}}, {"array_size": 9, "max_running": 3}, True, 3, "3 at once, limited by max_running"),
+        ({"a": KNOWN, "b": {}}, {"array_size": 4}, True, 4, "all at once"),
+        ({name: {} for name in "abcde"}, {}, None, None,
+         "it depends: the vCPUs of a, b, c and 2 more are known once the environment has started"),
+    ],
+)  # fmt: skip
+def test_what_only_a_host_can_tell_is_not_supposed(
+    hosts: dict[str, object], job: dict[str, object], fits: bool | None, at_once: int | None, text: str
+) -> None:
+    environments: dict[str, object] = {"e": {"backend": "lab", "managed": False, "options": {"hosts": hosts}}}
+    (fit,) = fit_of(environments, job)
+    assert (fit.fits, fit.at_once, fit.text) == (fits, at_once, text)
+    assert bool(misfits([fit])) is (fits is False)
 
 
 def test_a_job_fits_if_one_of_its_environments_has_room() -> None:

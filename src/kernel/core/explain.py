@@ -244,19 +244,19 @@ def _environment(state: KernelState, queue: QueueRow, name: str, shape: Shape, h
         text += f"does not honour {missing} of its container" if missing else "runs only what has an image"
         return Reason(Code.CANNOT_RUN_IT, text)
     hosts = [state.hosts[serial] for serial in row.hosts.values()]
-    if hosts and not any(could_fit(host, shape) or _is_unmeasured(host) for host in hosts):
+    if hosts and not any(could_fit(host, shape) or is_unmeasured(host) for host in hosts):
         return Reason(Code.NEVER_FITS, _too_large(row, hosts, shape))
     if row.status is not ResourceStatus.VALID or not row.listed:
         text = f"environment {name!r} is {row.status}: its backend has not said yet what it holds"
         return Reason(Code.ENVIRONMENT_STARTING, text)
     if not hosts:
         return Reason(Code.NO_HOST, f"environment {name!r} has no host")
-    closed = [host for host in hosts if host.closed and (could_fit(host, shape) or _is_unmeasured(host))]
+    closed = [host for host in hosts if host.closed and (could_fit(host, shape) or is_unmeasured(host))]
     usable = [host for host in hosts if not host.closed and could_fit(host, shape)]
     return _room(row, usable, shape, held, _closed(row, closed)) if usable else _all_closed(row, closed)
 
 
-def _is_unmeasured(host: HostRow) -> bool:
+def is_unmeasured(host: HostRow) -> bool:
     """Whether its capacity is not known yet: its backend has not reached it."""
     return host.closed and not host.vcpus_milli
 
