@@ -39,7 +39,7 @@ def test_hosts_are_registered_drained_and_taken_away(lab: Lab, quick: Quick, ser
         job = quick("submit", "--name", "j", "--", "sh", "-c", "exit 3").expect(0).out.strip()
         assert quick("explain", "j").expect(0).out.startswith("HOST_UNAVAILABLE  ")
         shown = quick("environments", "lab").expect(0).out.splitlines()
-        assert re.fullmatch(r"  lab1 +UNAVAILABLE +0/2 +not counted +0", shown[2])
+        assert re.fullmatch(r"  lab1 +UNAVAILABLE +0/0 +not counted +0", shown[2])
         assert shown[3].startswith("lab1: the key of ")
         known = quick("hosts", "register", "lab", "lab1", *settings, f"host_key={entry['host_key']}").expect(0).out
         assert known == "host lab1 of environment lab is ACTIVE\n"
