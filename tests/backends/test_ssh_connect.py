@@ -248,8 +248,10 @@ async def test_what_the_login_shell_prints_and_how_slow_it_is_does_not_matter(la
     assert {"MINE=1", "PATH=/usr/local/bin:/usr/bin:/bin", "USER=root", f"SHELL={profile}"} <= set(said)
 
 
-async def test_a_csh_as_login_shell_will_do(lab: Lab, bench: Bench) -> None:
-    lab.machine("host", shell="/usr/bin/tcsh")
+@pytest.mark.parametrize("shell_path", ["/usr/bin/tcsh", "/usr/bin/fish"])
+async def test_a_login_shell_that_is_no_posix_shell_will_do(lab: Lab, bench: Bench, shell_path: str) -> None:
+    assert Path(shell_path).exists()
+    lab.machine("host", shell=shell_path)
     backend, context = await bench.open()
     await backend.launch([launch(shell("exit 3"), host="host")])
     await until(context, lambda: context.ends_of(key()))
