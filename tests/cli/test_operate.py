@@ -313,7 +313,8 @@ def test_a_killed_kernel_is_looked_at_and_found_again(quick: Quick, serve: Serve
 @pytest.mark.parametrize(("zone", "hours"), [("AAA-9:30", 9.5), ("BBB+11", -11), ("CCC-14", 14)])
 def test_people_are_told_local_times_and_programs_utc(served: Quick, zone: str, hours: float) -> None:
     """The zones are such that in one of them it is another day."""
-    served("submit", "--name", f"at{hours}", "--wait", "--", "true").expect(0)
+    name = f"in-{zone[:3]}"
+    served("submit", "--name", name, "--wait", "--", "true").expect(0)
     served.environment["TZ"] = zone
     try:
 
@@ -321,17 +322,17 @@ def test_people_are_told_local_times_and_programs_utc(served: Quick, zone: str, 
             with served.popen(*words) as process:  # a process of its own: the C library reads TZ once
                 return process.communicate(timeout=60)[0]
 
-        (job,) = json.loads(there("describe", "--json", f"at{hours}"))
+        (job,) = json.loads(there("describe", "--json", name))
         assert UTC.fullmatch(job["created_at"])
         created = datetime.fromisoformat(job["created_at"])
         assert abs((datetime.now().astimezone() - created).total_seconds()) < 600
         shown = f"{created.astimezone(timezone(timedelta(hours=hours))):%H:%M:%S}"
-        (line,) = [line for line in there("describe", f"at{hours}").splitlines() if "submitted:" in line]
+        (line,) = [line for line in there("describe", name).splitlines() if "submitted:" in line]
         assert line.endswith(shown)
-        (line,) = [line for line in there("ps").splitlines() if f" at{hours} " in line]
+        (line,) = [line for line in there("ps").splitlines() if f" {name} " in line]
         assert f" {shown} " in line
-        assert there("events", "--job", f"at{hours}").split()[0] == shown
-        first, *_ = there("events", "--json", "--job", f"at{hours}").splitlines()
+        assert there("events", "--job", name).split()[0] == shown
+        first, *_ = there("events", "--json", "--job", name).splitlines()
         assert UTC.fullmatch(json.loads(first)["at"])
     finally:
         del served.environment["TZ"]
