@@ -152,7 +152,7 @@ class JournalReader(Kernel):
         cleaner = Cleaner(runtime.journal.files, runtime.state.ids)  # it is not run, and neither are drivers and sinks
         self._drivers = Drivers(runtime, self._registry, self._roles, self._runtime_dir, self._start_driver, cleaner)
         self._forgotten = ForgottenJobs(runtime)
-        self._sinks = Sinks(self._given_sinks, runtime, self._forgotten)
+        self._sinks = Sinks(self._given_sinks, runtime, self._forgotten, self)
         return self
 
     async def __aexit__(

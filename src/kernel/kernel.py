@@ -193,7 +193,7 @@ class Kernel(JobCalls, ResourceCalls, HostCalls, JournalCalls, AuditCalls):
             self._forgotten = ForgottenJobs(runtime)
             folder = journal.files if journal.durable else None
             self._audit = Audit(folder, self._retain_audit_ms, self._retain_audit_bytes)
-            self._sinks = Sinks(self._given_sinks, runtime, self._forgotten)
+            self._sinks = Sinks(self._given_sinks, runtime, self._forgotten, self)
             self._starting: asyncio.Queue[Driver | None] = asyncio.Queue()
             if self._wants_control:
                 await self._open_control(runtime)

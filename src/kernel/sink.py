@@ -18,6 +18,7 @@ import msgspec
 
 from .core.errors import AnyBatchError
 from .stream import EventId, JobEvent
+from .views import DefinitionDetail, JobDetail
 
 SINK_API_VERSION: Final = 1
 """The version of this protocol. A sink states the one it was written for as `api_version`."""
@@ -48,17 +49,33 @@ class SinkError(AnyBatchError):
         self.retry_after_s = retry_after_s
 
 
+class JobSource(Protocol):
+    """What a sink can ask about a job beyond its events: how it is now (methods of `Kernel`)."""
+
+    async def describe_job(self, job: str, /) -> JobDetail:
+        """A job or child.
+
+        Raises:
+            RequestError: it is no longer kept.
+        """
+
+    async def describe_job_definition(self, definition: str, /) -> DefinitionDetail:
+        """A revision, by `name:revision`."""
+
+
 class SinkContext(msgspec.Struct, frozen=True, kw_only=True):
     """What a sink is told when it is opened.
 
     `name`: what this kernel's owner calls it. `options`: checked by `Sink.Options`. `folder`: where relative paths
-    begin: the journal's folder (for a journal in memory: the current one).
+    begin: the journal's folder (for a journal in memory: the current one). `jobs`: where to ask about jobs as they are
+    now (None in the conformance kit).
     """
 
     name: str
     kernel_id: str
     options: Any
     folder: Path
+    jobs: JobSource | None = None
 
 
 @runtime_checkable

@@ -21,7 +21,7 @@ from .core.errors import AnyBatchError, EventsTrimmed, InvalidValue, PluginError
 from .logs import Log
 from .registry import GROUPS, load_error
 from .runtime import Runtime
-from .sink import SINK_API_VERSION, EventGap, Sink, SinkConfig, SinkContext, SinkDetail, SinkError, SinkEvent
+from .sink import SINK_API_VERSION, EventGap, JobSource, Sink, SinkConfig, SinkContext, SinkDetail, SinkError, SinkEvent
 from .stream import EventId, read_events
 from .trimming import ForgottenJobs
 from .views import to_datetime
@@ -48,9 +48,17 @@ class SinkRunner:
     """Serves one sink."""
 
     def __init__(
-        self, name: str, config: SinkConfig, sink: Sink, options: Any, runtime: Runtime, forgotten: ForgottenJobs
+        self,
+        name: str,
+        config: SinkConfig,
+        sink: Sink,
+        options: Any,
+        runtime: Runtime,
+        forgotten: ForgottenJobs,
+        jobs: JobSource,
     ) -> None:
         self.name = name
+        self._jobs = jobs
         self.config = config
         self._sink = sink
         self._options = options
@@ -123,7 +131,9 @@ class SinkRunner:
             if not self._opened:
                 folder = self._runtime.journal.files.parent if self._runtime.journal.durable else Path.cwd()
                 kernel_id = self._runtime.state.kernel_id
-                context = SinkContext(name=self.name, kernel_id=kernel_id, options=self._options, folder=folder)
+                context = SinkContext(
+                    name=self.name, kernel_id=kernel_id, options=self._options, folder=folder, jobs=self._jobs
+                )
                 await _bounded(self._sink.open(context), OPEN_S_MAX, "open")
                 self._opened = True
             for start in range(0, len(events), BATCH_MAX):
@@ -300,9 +310,13 @@ class Sinks:
     """The runners of all sinks of a kernel."""
 
     def __init__(
-        self, made: Mapping[str, tuple[SinkConfig, Sink, Any]], runtime: Runtime, forgotten: ForgottenJobs
+        self,
+        made: Mapping[str, tuple[SinkConfig, Sink, Any]],
+        runtime: Runtime,
+        forgotten: ForgottenJobs,
+        jobs: JobSource,
     ) -> None:
-        self._runners = [SinkRunner(name, *what, runtime, forgotten) for name, what in made.items()]
+        self._runners = [SinkRunner(name, *what, runtime, forgotten, jobs) for name, what in made.items()]
 
     def details(self) -> tuple[SinkDetail, ...]:
         """How each stands."""

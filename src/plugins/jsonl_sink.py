@@ -14,28 +14,31 @@ from typing import BinaryIO, ClassVar, Final
 
 import anyio.to_thread
 import msgspec
-from anybatch.kernel.sink import SINK_API_VERSION, EventGap, SinkContext, SinkEvent, event_record
+from anybatch.kernel.sink import SINK_API_VERSION, SinkContext, SinkEvent
+
+from .event_shapes import Shaped, ShapeOptions, make_shape
 
 TAIL_BYTES: Final = 64 << 10
 """Read at a time when looking for the end of the last whole line."""
 
 
-class JsonlOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class JsonlOptions(ShapeOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`path`: the file (a relative one beside the journal). `rotate_bytes`: from which size on it becomes `<path>.1`,
     that one `<path>.2`, ...; 0: never. `keep`: how many of those stay. `per_child`: one line per child instead of
-    one per run of children.
+    one per run of children. `shape`: "anybatch", or "eventbridge" for what AWS Batch puts onto its event bus, with
+    `account` and `region` in its ARNs.
     """
 
     path: str
     rotate_bytes: int = 64 << 20
     keep: int = 5
-    per_child: bool = False
 
     def __post_init__(self) -> None:
         if not self.path:
             raise ValueError("path: it is not empty")
         if self.rotate_bytes < 0 or self.keep < 1:
             raise ValueError("rotate_bytes is 0 or more, keep 1 or more")
+        self.check_shape()
 
 
 class JsonlSink:
@@ -49,7 +52,7 @@ class JsonlSink:
 
     async def open(self, context: SinkContext) -> None:
         self._options: JsonlOptions = context.options
-        self._kernel_id = context.kernel_id
+        self._shape = make_shape(context)
         self._path: Path = context.folder / self._options.path
         self._file = await anyio.to_thread.run_sync(self._open)
 
@@ -65,14 +68,13 @@ class JsonlSink:
         return file
 
     async def deliver(self, events: Sequence[SinkEvent]) -> None:
-        await anyio.to_thread.run_sync(self._write, list(events))
+        await anyio.to_thread.run_sync(self._write, await self._shape.records(events))
 
-    def _write(self, events: list[SinkEvent]) -> None:
+    def _write(self, records: list[Shaped]) -> None:
         assert self._file is not None
-        lines: list[bytes] = []
-        for event in events:
-            each = event.expand() if self._options.per_child and not isinstance(event, EventGap) else (event,)
-            lines += [msgspec.json.encode(event_record(one, self._kernel_id)) for one in each]
+        lines = [msgspec.json.encode(one.record) for one in records]
+        if not lines:
+            return
         lines.append(b"")
         text = memoryview(b"\n".join(lines))
         while text:

@@ -20,7 +20,9 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
-from anybatch.kernel.sink import SINK_API_VERSION, EventGap, SinkContext, SinkError, SinkEvent, event_record
+from anybatch.kernel.sink import SINK_API_VERSION, SinkContext, SinkError, SinkEvent
+
+from .event_shapes import Shaped, ShapeOptions, make_shape
 
 POST_BYTES_MAX: Final = 1 << 20
 """A post's size: a larger batch goes in several, each event whole."""
@@ -28,17 +30,17 @@ REPLY_CHARS_MAX: Final = 200
 """How much of a refusing reply is told."""
 
 
-class WebhookOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class WebhookOptions(ShapeOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`url`: where to (http or https). `secret_file` or `secret_env`: where the signing secret is (a text; a part after
     `whsec_` is base64); neither: not signed. `timeout`: seconds for one post. `per_child`: one event per child
-    instead of one per run of children.
+    instead of one per run of children. `shape`: what `data` is, "anybatch", or "eventbridge" for what AWS Batch puts
+    onto its event bus, with `account` and `region` in its ARNs.
     """
 
     url: str
     secret_file: str | None = None
     secret_env: str | None = None
     timeout: float = 10.0
-    per_child: bool = False
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -48,10 +50,11 @@ class WebhookOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise ValueError("secret_file and secret_env: give one of them")
         if not 0 < self.timeout <= 60:
             raise ValueError("timeout is above 0 and at most 60 seconds")
+        self.check_shape()
 
 
 class WebhookSink:
-    """Posts batches of CloudEvents of the types `anybatch.job.status.v1` and `anybatch.gap.v1`."""
+    """Posts batches of CloudEvents; docs/events.md has their types."""
 
     api_version: ClassVar[int] = SINK_API_VERSION
     Options: ClassVar[type[msgspec.Struct]] = WebhookOptions
@@ -62,6 +65,7 @@ class WebhookSink:
     async def open(self, context: SinkContext) -> None:
         self._options: WebhookOptions = context.options
         self._kernel_id = context.kernel_id
+        self._shape = make_shape(context)
         self._secret = read_secret(self._options, context.folder)
         timeout = aiohttp.ClientTimeout(total=self._options.timeout)
         self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=1))
@@ -69,17 +73,14 @@ class WebhookSink:
     async def deliver(self, events: Sequence[SinkEvent]) -> None:
         batch: list[bytes] = []
         first, size = "", 0
-        for event in events:
-            each = event.expand() if self._options.per_child and not isinstance(event, EventGap) else (event,)
-            for one in each:
-                cloud = cloud_event(one, self._kernel_id)
-                data = msgspec.json.encode(cloud)
-                if batch and size + len(data) > POST_BYTES_MAX:
-                    await self._post(first, batch)
-                    batch, size = [], 0
-                first = first if batch else cloud["id"]
-                batch.append(data)
-                size += len(data) + 1
+        for one in await self._shape.records(events):
+            data = msgspec.json.encode(cloud_event(one, self._kernel_id))
+            if batch and size + len(data) > POST_BYTES_MAX:
+                await self._post(first, batch)
+                batch, size = [], 0
+            first = first if batch else one.id
+            batch.append(data)
+            size += len(data) + 1
         if batch:
             await self._post(first, batch)
 
@@ -146,20 +147,15 @@ def retry_after_s(value: str | None) -> float | None:
     return float(value) if value is not None and value.isdecimal() else None
 
 
-def cloud_event(event: SinkEvent, kernel_id: str) -> dict[str, Any]:
+def cloud_event(one: Shaped, kernel_id: str) -> dict[str, Any]:
     """An event in CloudEvents' envelope, version 1.0."""
-    record = event_record(event, kernel_id)
-    gap = isinstance(event, EventGap)
     return {
         "specversion": "1.0",
-        "id": f"{kernel_id}/gap-{record['next']}"
-        if gap
-        else f"{kernel_id}/{record['id'][0]}.{record['id'][1]}"
-        + ("" if ":" not in record["job_id"] else "." + record["job_id"].rpartition(":")[2]),
+        "id": one.id,
         "source": f"anybatch/{kernel_id}",
-        "type": "anybatch.gap.v1" if gap else "anybatch.job.status.v1",
-        "time": record["at"],
-        **({} if gap else {"subject": record["job_id"]}),
+        "type": one.type,
+        "time": one.time,
+        **({} if one.subject is None else {"subject": one.subject}),
         "datacontenttype": "application/json",
-        "data": record,
+        "data": one.record,
     }

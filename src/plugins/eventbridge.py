@@ -1,0 +1,164 @@
+"""Events in EventBridge's shape, as AWS Batch gives them (contract EB-1 to EB-4): `Batch Job State Change`.
+
+`detail` is the job as DescribeJobs tells it, at the moment of the change: events are delivered when they can be, and
+by then the job may have gone on, so what it has come to since is taken off again (`as_of`). What cannot be had any
+more of that moment is said in docs/events.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+from uuid import NAMESPACE_URL, uuid5
+
+from anybatch import AttemptDetail, JobDetail, JobEvent, JobStatus, RequestError
+from anybatch.kernel.sink import EventGap, SinkContext, SinkEvent
+from msgspec import structs
+
+from .aws.arns import Place
+from .aws.call import to_ms
+from .aws.containers import Compiled, compile_definition
+from .aws.job_shapes import job_shape
+from .event_shapes import Shaped, shaped
+
+STATE_CHANGE: Final = "Batch Job State Change"
+STATE_CHANGE_TYPE: Final = "anybatch.eventbridge.job-state-change.v1"
+ENDED: Final = (JobStatus.SUCCEEDED, JobStatus.FAILED)
+COMPILED_MAX: Final = 1_000
+"""Revisions of definitions that are held ready."""
+
+
+class EventBridge:
+    """Makes EventBridge's events of the kernel's."""
+
+    def __init__(self, context: SinkContext, *, account: str, region: str) -> None:
+        self._kernel_id = context.kernel_id
+        self._jobs = context.jobs
+        self._place = Place(account, region)
+        self._compiled: dict[str, Compiled] = {}
+
+    async def records(self, events: Sequence[SinkEvent]) -> list[Shaped]:
+        """One for each change of a job or child; none for the entry into SUBMITTED (EB-1). A gap stays a gap."""
+        found: list[Shaped] = []
+        for event in events:
+            if isinstance(event, EventGap):
+                found.append(shaped(event, self._kernel_id))
+            elif event.status is not JobStatus.SUBMITTED:
+                found += [await self._state_change(one) for one in event.expand()]
+        return found
+
+    async def _state_change(self, event: JobEvent) -> Shaped:
+        detail = await self._detail(event)
+        # The child's id is part of it: children of one run share the event's.
+        name = f"anybatch:event:{self._kernel_id}:{event.id.epoch}.{event.id.sequence}:{event.job_id}"
+        return envelope(self._place, STATE_CHANGE, STATE_CHANGE_TYPE, name, event.at, [detail["jobArn"]], detail)
+
+    async def _detail(self, event: JobEvent) -> dict[str, Any]:
+        """EB-2."""
+        job = await self._find(event.job_id)
+        if job is None:
+            return bare(self._place, event)
+        return job_shape(self._place, as_of(job, event), await self._definition(job))
+
+    async def _find(self, job_id: str) -> JobDetail | None:
+        if self._jobs is None:
+            return None
+        try:
+            return await self._jobs.describe_job(job_id)
+        except RequestError:
+            return None  # it is no longer kept
+
+    async def _definition(self, job: JobDetail) -> Compiled | None:
+        if job.definition is None or self._jobs is None:
+            return None
+        found = self._compiled.get(job.definition)
+        if found is None:
+            if len(self._compiled) >= COMPILED_MAX:
+                self._compiled.clear()
+            detail = await self._jobs.describe_job_definition(job.definition)
+            found = self._compiled[job.definition] = compile_definition(detail)
+        return found
+
+
+def envelope(
+    place: Place, kind: str, type_name: str, name: str, at: datetime, resources: list[str], detail: dict[str, Any]
+) -> Shaped:
+    """EventBridge's envelope (EB-3). `name` says which event it is: the id is made of it, the same each time."""
+    ident = str(uuid5(NAMESPACE_URL, name))
+    time = at.strftime("%Y-%m-%dT%H:%M:%SZ")
+    record = {
+        "version": "0",
+        "id": ident,
+        "detail-type": kind,
+        "source": "aws.batch",
+        "account": place.account,
+        "time": time,
+        "region": place.region,
+        "resources": resources,
+        "detail": detail,
+    }
+    return Shaped(record=record, id=ident, type=type_name, time=time, subject=detail["jobId"])
+
+
+def bare(place: Place, event: JobEvent) -> dict[str, Any]:
+    """What can be said of a job that is no longer kept."""
+    found: dict[str, Any] = {
+        "jobArn": place.arn("job", event.job_id),
+        "jobName": event.job_name,
+        "jobId": event.job_id,
+        "jobQueue": place.arn("job-queue", event.queue),
+        "status": event.status.value,
+        "attempts": [],
+    }
+    if event.status_reason is not None:
+        found["statusReason"] = event.status_reason
+    if event.status in ENDED:
+        found["stoppedAt"] = to_ms(event.at)
+    return found
+
+
+def as_of(job: JobDetail, event: JobEvent) -> JobDetail:
+    """The job, or child, as it was when this happened to it, out of how it is now."""
+    attempts = _attempts(job, event)
+    last = attempts[-1] if attempts else None
+    is_parent = job.status_summary is not None
+    ended = event.status in ENDED
+    code = event.exit_codes[0] if event.exit_codes else None
+    stopped_at = event.at if ended else None if last is None else last.stopped_at
+    return structs.replace(
+        job,
+        status=event.status,
+        status_reason=event.status_reason,
+        reason=event.reason,
+        exit_code=code,
+        attempts=attempts,
+        started_at=_at_most(job.started_at, event.at) if is_parent else None if last is None else last.started_at,
+        stopped_at=stopped_at,
+        changed_at=event.at,
+    )
+
+
+def _attempts(job: JobDetail, event: JobEvent) -> tuple[AttemptDetail, ...]:
+    """Those that there had been; the one that the event is about ended only if the event is its end."""
+    found = []
+    for attempt in job.attempts:
+        if event.attempt is None:  # of no attempt: it was let run, at first or again, or failed by another cause
+            if attempt.stopped_at is not None and (
+                attempt.stopped_at < event.at or (attempt.stopped_at == event.at and event.status in ENDED)
+            ):
+                found.append(attempt)
+        elif attempt.number < event.attempt or (attempt.number == event.attempt and event.exit_codes is not None):
+            found.append(attempt)
+        elif attempt.number == event.attempt:
+            started_at = attempt.started_at if event.status is JobStatus.RUNNING else None
+            found.append(
+                structs.replace(
+                    attempt, started_at=started_at, stopped_at=None, exit_code=None, status_reason=None, reason=None
+                )
+            )
+    return tuple(found)
+
+
+def _at_most(when: datetime | None, most: datetime) -> datetime | None:
+    return when if when is not None and when <= most else None
