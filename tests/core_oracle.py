@@ -48,6 +48,9 @@ class Oracle:
         self.most_failures: dict[int, int] = {}
         self.failures: Counter[int] = Counter()
         """Children of each job that FAILED by their own attempts, since its last rerun."""
+        self.checkpoint_codes: dict[int, tuple[tuple[int, ...], int]] = {}
+        """Exit codes that ask to be run again, and how often they may."""
+        self.checkpoints: Counter[Child] = Counter()
         self.stopped: set[tuple[int, int, int]] = set()
         """Attempts that their backend was told to stop."""
         self.size: dict[int, int] = {}
@@ -174,6 +177,7 @@ class Oracle:
                     self.cap[serial] = spec.max_running
                 if size is not None and spec.max_failures is not None:
                     self.most_failures[serial] = spec.max_failures
+                self.checkpoint_codes[serial] = spec.checkpoint_exit_codes, spec.max_checkpoints
                 self.queue[serial] = queue
                 self.depends_on[serial] = depends_on
                 for i in range(size or 1):
@@ -225,6 +229,7 @@ class Oracle:
                     self.ahead.pop((event.job, i), None)
                     self.gpus.pop((event.job, i), None)
                     self._move(event.job, i, STATUSES[event.status].value)
+                self._check_checkpoints(event)
                 if STATUSES[event.status] == "FAILED" and event.failure != "cancelled":
                     self.failures[event.job] += len(event)
             case ev.ArrayStopped(job=job):
@@ -253,6 +258,19 @@ class Oracle:
             case _:
                 pass
 
+    def _check_checkpoints(self, event: ev.AttemptsEnded) -> None:
+        """A program that ends by itself with such a code is run again, so often and no oftener, beside its retries."""
+        codes, most = self.checkpoint_codes[event.job]
+        found = [event.codes] * len(event) if isinstance(event.codes, int) else event.codes
+        for i, code in zip(event.each(), found, strict=True):
+            if event.failure == "checkpointed":
+                assert (STATUSES[event.status], event.counts, code in codes) == ("RUNNABLE", False, True)
+                self.checkpoints[event.job, i] += 1
+                assert self.checkpoints[event.job, i] <= most, f"{(event.job, i)} has more checkpoints than it may"
+            elif event.failure is None and code in codes:
+                assert STATUSES[event.status] == "FAILED"
+                assert self.checkpoints[event.job, i] == most, f"{(event.job, i)} had checkpoints left"
+
     def _reopened(self, job: int, indexes: Sequence[int]) -> None:
         """What FAILED goes on, within the promises to those who wait for it, and may be given up anew."""
         self.failures[job] = 0
@@ -260,6 +278,7 @@ class Oracle:
             assert (job, i) not in self.live
             self._move(job, i, "PENDING")
             self.ended[job, i] -= 1
+            self.checkpoints[job, i] = 0
             self.given_up.discard((job, i))
             if job in self.parent:
                 assert self.parent[job] == "PENDING", "a child goes on in an array that does not"

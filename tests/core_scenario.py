@@ -90,6 +90,7 @@ def lives(rig: Rig) -> None:
     rig.submit("idle", n_to_n(rig.id(pairs), On.FAILURE), size=6, queue="high")
     rig.submit("few", size=4, max_running=1, vcpus=0.5, attempts=2, queue="high")
     rig.submit("frail", size=5, max_failures=1, on_max_failures=OnMaxFailures.TERMINATE, vcpus=0.5, queue="high")
+    rig.submit("long", size=2, checkpoint_exit_codes=(1,), max_checkpoints=1, vcpus=0.5, queue="high")
     rig.do(ask.DeregisterDefinition(name="step", revision=2))
     for round_number in range(40):
         if all(job.ended for job in rig.state.jobs.values()):

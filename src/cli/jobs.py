@@ -148,6 +148,9 @@ def describe_main(options: argparse.Namespace) -> int:
 
 def _facts(detail: anybatch.JobDetail) -> list[tuple[str, str]]:
     retry = f"{detail.retry.attempts} attempt{'s' if detail.retry.attempts > 1 else ''}"
+    if detail.checkpoint_exit_codes:
+        codes = ", ".join(map(str, detail.checkpoint_exit_codes))
+        retry += f"; again after exit code {codes} (checkpointed), at most {detail.max_checkpoints} times"
     waits = [f"{d.job_id or 'its own children'} ({d.type})" for d in detail.depends_on]
     needs = f"{detail.vcpus:g} vCPU, {detail.memory_mib} MiB" + (f", {detail.gpus} GPU" if detail.gpus else "")
     rows = [

@@ -59,6 +59,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--memory", metavar="SIZE", help="memory of each attempt, in MiB or such as 2GiB")
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of each attempt")
     parser.add_argument("--retry", type=int, metavar="N", help="attempts of each child, 1 to 10")
+    parser.add_argument(
+        "--checkpoint-exit-code", action="append", type=int, default=[], metavar="CODE",
+        help="an exit code that says: checkpointed, run me again; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--max-checkpoints", type=int, metavar="N", help="how often that is done (default 1000)")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="for each attempt")
     parser.add_argument("--workdir", metavar="PATH", help="the folder in which it runs")
     parser.add_argument(
@@ -116,6 +121,8 @@ async def _arguments(kernel: anybatch.Kernel, options: argparse.Namespace) -> di
         "memory": int(options.memory) if (options.memory or "").isdecimal() else options.memory,
         "gpus": options.gpus,
         "retry": options.retry,
+        "checkpoint_exit_codes": options.checkpoint_exit_code,
+        "max_checkpoints": options.max_checkpoints,
         "timeout": options.timeout,
         "workdir": options.workdir and str(Path.cwd() / options.workdir),
         "tags": _pairs("--tag", options.tag),

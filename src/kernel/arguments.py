@@ -143,6 +143,15 @@ def on_max_failures(value: object) -> OnMaxFailures | None:
     return OnMaxFailures(str(value))
 
 
+def exit_codes(field: str, value: object) -> tuple[int, ...] | None:
+    """A list of exit codes, or None."""
+    if value is None:
+        return None
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise InvalidValue(field, value, "it is a list of exit codes, such as [85]")
+    return tuple(whole(f"{field}[{n}]", code) for n, code in enumerate(value))
+
+
 def number(field: str, value: object) -> float:
     """A finite int or float."""
     if isinstance(value, int):

@@ -12,6 +12,7 @@ from .container_arguments import make_container
 from .core.errors import InvalidValue
 from .core.inputs import SubmitJob
 from .core.model import (
+    MAX_CHECKPOINTS,
     RETAIN_FAILED_MS,
     RETAIN_SUCCEEDED_MS,
     DefinitionBody,
@@ -46,6 +47,8 @@ def definition(
     max_failures: Any = None,
     on_max_failures: Any = None,
     role: Any = None,
+    checkpoint_exit_codes: Any = None,
+    max_checkpoints: Any = None,
 ) -> DefinitionBody:
     """A job definition's; see `Kernel.register_job_definition`."""
     return DefinitionBody(
@@ -68,6 +71,8 @@ def definition(
         max_failures=args.optional_whole("max_failures", max_failures),
         on_max_failures=args.on_max_failures(on_max_failures) or OnMaxFailures.CANCEL,
         role=args.optional_text("role", role),
+        checkpoint_exit_codes=args.exit_codes("checkpoint_exit_codes", checkpoint_exit_codes) or (),
+        max_checkpoints=MAX_CHECKPOINTS if max_checkpoints is None else args.whole("max_checkpoints", max_checkpoints),
     )
 
 
@@ -100,6 +105,8 @@ def submission(
     max_failures: Any = None,
     on_max_failures: Any = None,
     role: Any = None,
+    checkpoint_exit_codes: Any = None,
+    max_checkpoints: Any = None,
 ) -> SubmitJob:
     """A job's; see `Kernel.submit_job`."""
     overrides = Overrides(
@@ -122,6 +129,8 @@ def submission(
         max_failures=args.optional_whole("max_failures", max_failures),
         on_max_failures=args.on_max_failures(on_max_failures),
         role=args.optional_text("role", role),
+        checkpoint_exit_codes=args.exit_codes("checkpoint_exit_codes", checkpoint_exit_codes),
+        max_checkpoints=args.optional_whole("max_checkpoints", max_checkpoints),
     )
     return SubmitJob(
         job_id=job_id,

@@ -70,6 +70,8 @@ class JobCalls(Calls):
         max_failures: int | None = None,
         on_max_failures: str | None = None,
         role: str | None = None,
+        checkpoint_exit_codes: Sequence[int] | None = None,
+        max_checkpoints: int | None = None,
         job_id: str | None = None,
     ) -> JobHandle:
         """Queue a job; returns once that is on disk.
@@ -81,13 +83,14 @@ class JobCalls(Calls):
         have to have SUCCEEDED (ids, handles, or names: the one unfinished job of that name, else its newest finished
         one), `after_any(job)`, `after_failure(job)`, `n_to_n(job)` and `SEQUENTIAL`. What else is given overrides the
         definition: `environment` and `parameters` are merged by name, `container` field by field, the rest replaces.
-        `timeout` is in seconds per attempt, `memory` in MiB or a text such as "2GiB". `image` runs it in a container,
-        in an environment whose backend makes them (`container` has what else AWS's containerProperties have); without
-        a command the image's own runs. A `client_token` used before returns the job that it was first used for.
-        `role` names whose credentials the attempts get, from who supplies them to this kernel
-        (`anybatch.kernel.roles`). `metadata` is kept with the job and given back by `describe_job`; `job_id` is a UUID
-        of yours for it. A job that nothing in its queue can ever fit is queued all the same, for environments change;
-        the handle's `warnings` and the log say so at once.
+        An attempt that ends with one of `checkpoint_exit_codes` says "checkpointed, run me again": that is done up to
+        `max_checkpoints` times (None: 1000), beside the attempts of `retry`. `timeout` is in seconds per attempt,
+        `memory` in MiB or a text such as "2GiB". `image` runs it in a container, in an environment whose backend
+        makes them (`container` has what else AWS's containerProperties have); without a command the image's own runs.
+        A `client_token` used before returns the job that it was first used for. `role` names whose credentials the
+        attempts get, from who supplies them to this kernel (`anybatch.kernel.roles`). `metadata` is kept with the job
+        and given back by `describe_job`; `job_id` is a UUID of yours for it. A job that nothing in its queue can ever
+        fit is queued all the same, for environments change; the handle's `warnings` and the log say so at once.
 
         Raises:
             InvalidValue, QuotaExceeded, NotFound, Conflict: nothing was queued.
@@ -102,6 +105,7 @@ class JobCalls(Calls):
             container=container, tags=tags, scheduling_priority=scheduling_priority, client_token=client_token,
             metadata=metadata, max_running=max_running, max_failures=max_failures, on_max_failures=on_max_failures,
             role=role,
+            checkpoint_exit_codes=checkpoint_exit_codes, max_checkpoints=max_checkpoints,
         )  # fmt: skip
         serial = await self._open.request(request)
         job = self._live.state.jobs.get(serial)

@@ -75,6 +75,8 @@ class ResourceCalls(Calls):
         max_failures: int | None = None,
         on_max_failures: str | None = None,
         role: str | None = None,
+        checkpoint_exit_codes: Sequence[int] | None = None,
+        max_checkpoints: int | None = None,
         exist_ok: bool = False,
     ) -> DefinitionDetail:
         """Make the next revision of a definition; arguments as in `submit_job`.
@@ -106,6 +108,8 @@ class ResourceCalls(Calls):
             max_failures=max_failures,
             on_max_failures=on_max_failures,
             role=role,
+            checkpoint_exit_codes=checkpoint_exit_codes,
+            max_checkpoints=max_checkpoints,
         )
         return await self.put_definition(name, body, exist_ok=exist_ok)
 

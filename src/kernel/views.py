@@ -110,6 +110,8 @@ class JobDetail(Struct, frozen=True, kw_only=True):
     max_failures: int | None
     on_max_failures: OnMaxFailures
     role: str | None
+    checkpoint_exit_codes: tuple[int, ...]
+    max_checkpoints: int
     reruns: int
     tags: Mapping[str, str]
     is_cancelled: bool
@@ -247,6 +249,8 @@ class DefinitionDetail(Struct, frozen=True, kw_only=True):
     max_failures: int | None
     on_max_failures: OnMaxFailures
     role: str | None
+    checkpoint_exit_codes: tuple[int, ...]
+    max_checkpoints: int
     tags: Mapping[str, str]
     metadata: Mapping[str, Any]
     created_at: datetime
@@ -302,6 +306,8 @@ def job_detail(state: KernelState, job: JobRow, index: int | None) -> JobDetail:
         max_failures=spec.max_failures,
         on_max_failures=spec.on_max_failures,
         role=spec.role,
+        checkpoint_exit_codes=spec.checkpoint_exit_codes,
+        max_checkpoints=spec.max_checkpoints,
         reruns=job.reruns,
         tags=spec.tags,
         is_cancelled=cancelled,
@@ -516,6 +522,8 @@ def definition_detail(row: DefinitionRow) -> DefinitionDetail:
         max_failures=body.max_failures,
         on_max_failures=body.on_max_failures,
         role=body.role,
+        checkpoint_exit_codes=body.checkpoint_exit_codes,
+        max_checkpoints=body.max_checkpoints,
         tags=body.tags,
         metadata=body.metadata,
         created_at=to_datetime(row.created_ms),

@@ -140,6 +140,19 @@ def test_an_array_stops_after_so_many_failures(served: Quick) -> None:
     assert "it is 'cancel'" in served("submit", "-a", "2", "--on-max-failures", "x", "--", "true").expect(2).err
 
 
+def test_a_program_that_checkpoints_is_run_again(served: Quick, tmp_path: Path) -> None:
+    steps = tmp_path / "steps"
+    program = ["sh", "-c", f"echo $AWS_BATCH_JOB_ATTEMPT >> '{steps}'; test $(wc -l < '{steps}') = 3 || exit 85"]
+    served("submit", "--name", "long", "--wait", "--checkpoint-exit-code", "85", "--", *program).expect(0)
+    assert steps.read_text().split() == ["1", "2", "3"]
+    told = served("describe", "long").expect(0).out
+    assert "retry:        1 attempt; again after exit code 85 (checkpointed), at most 1000 times\n" in told
+    assert re.search(r"attempt 2: +exit code 85; Checkpointed \(checkpointed\) on local", told), told
+    short = ["--checkpoint-exit-code", "1", "--max-checkpoints", "2"]
+    served("submit", "--name", "stuck", "--wait", *short, "--", "false").expect(1)
+    assert "Checkpointed more than 2 times (max_checkpoints)" in served("explain", "stuck").expect(0).out
+
+
 def test_what_failed_runs_again_in_the_same_job(served: Quick, tmp_path: Path) -> None:
     mended = tmp_path / "mended"
     fails = ["sh", "-c", f"test $AWS_BATCH_JOB_ARRAY_INDEX != 2 -o -e '{mended}'"]

@@ -171,6 +171,20 @@ def test_an_array_that_stops_after_so_many_failures(cli: Cli) -> None:
     assert broken["status_reason"] in causes
 
 
+LONG = """
+[jobs.long]
+command = ["sh", "-c", "echo x >> steps; test $(wc -l < steps) = 3 || exit 85"]
+checkpoint_exit_codes = [85]
+max_checkpoints = 2
+"""
+
+
+def test_a_program_that_checkpoints_is_run_again(cli: Cli) -> None:
+    cli.write("long.toml", LONG)
+    cli("run", "long.toml").expect(0)
+    assert text_of(cli.folder / "steps") == ["x"] * 3
+
+
 FAILING = """
 [jobs.squares]
 command = ["sh", "-c", '''

@@ -137,6 +137,7 @@ def test_exist_ok_makes_a_new_one_where_the_newest_is_inactive(rig: Rig) -> None
         ("scheduling_priority", 10_000, InvalidValue, "a scheduling priority is 0 to 9999"),
         ("max_running", 0, InvalidValue, "max_running is 1 or more children"),
         ("max_failures", 0, InvalidValue, "max_failures is 1 or more children"),
+        ("max_checkpoints", 0, InvalidValue, "max_checkpoints is 1 to 10000"),
         ("workdir", "relative", InvalidValue, "an absolute path"),
         ("script", "echo", InvalidValue, "a script's first line names its interpreter"),
         ("script", "#!/bin/sh\n" + "x" * (256 * 1024), QuotaExceeded, "at most 262144 bytes"),

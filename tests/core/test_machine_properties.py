@@ -94,6 +94,7 @@ class AskedJob(NamedTuple):
     max_running: int | None
     max_failures: int | None
     on_max_failures: OnMaxFailures
+    checkpoints: tuple[tuple[int, ...], int]
 
 
 asked_jobs = st.builds(
@@ -109,6 +110,7 @@ asked_jobs = st.builds(
     st.sampled_from((None, None, 1, 2)),
     st.sampled_from((None, None, 1, 2)),
     st.sampled_from(OnMaxFailures),
+    st.sampled_from((((), 1), ((), 1), ((1,), 1), ((2, 137), 2))),
 )
 
 
@@ -196,6 +198,8 @@ class KernelMachine(RuleBasedStateMachine):
                 max_running=None if size is None else asked.max_running,
                 max_failures=None if size is None else asked.max_failures,
                 on_max_failures=None if size is None or asked.max_failures is None else asked.on_max_failures,
+                checkpoint_exit_codes=asked.checkpoints[0],
+                max_checkpoints=asked.checkpoints[1] if asked.checkpoints[0] else None,
                 retry=asked.retry,
                 timeout_ms=asked.timeout_ms,
                 vcpus_milli=shape.vcpus_milli,
@@ -589,6 +593,10 @@ def failures_are_not_counted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(follow, "_too_many", lambda *_: iter(()))
 
 
+def checkpoints_are_not_counted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(evolve, "_BUDGETS", {"host lost": "lost"})
+
+
 def best_hosts_are_overlooked(patch: pytest.MonkeyPatch) -> None:
     for name in ("best_host", "ahead_host"):
         choose = getattr(placement, name)
@@ -615,6 +623,7 @@ def best_hosts_are_overlooked(patch: pytest.MonkeyPatch) -> None:
         (caps_are_forgotten, "children of .* run, which may have"),
         (what_was_capped_stays_out, "runnable work is in its lane"),
         (failures_are_not_counted, "goes on after . failures"),
+        (checkpoints_are_not_counted, "has more checkpoints than it may"),
     ],
 )
 def test_a_kernel_with_a_mistake_does_not_pass(

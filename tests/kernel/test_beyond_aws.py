@@ -12,6 +12,7 @@ from anybatch import (
     Conflict,
     DependencyDetail,
     DependencyType,
+    FailureClass,
     InvalidValue,
     JobRerun,
     JobStatus,
@@ -82,6 +83,7 @@ async def test_an_array_that_stops_after_so_many_failures(tmp_path: Path) -> Non
         detail = await job.describe()
         assert (detail.max_failures, detail.on_max_failures) == (2, OnMaxFailures.TERMINATE)
         seen = await kernel.last_event_id()
+        await until(lambda: not backend.closed)
         backend.exit(next(iter(backend.live)), 1)
         detail = await job.wait()
         text = "Array stopped: 2 of its children FAILED (max_failures 2)"
@@ -107,6 +109,41 @@ async def test_an_array_that_stops_after_so_many_failures(tmp_path: Path) -> Non
         )
     with pytest.raises(InvalidValue, match="on_max_failures: 'stop' is not allowed; it is 'cancel' .*or 'terminate'"):
         bodies.definition(command=["x"], on_max_failures="stop")
+
+
+async def test_an_exit_code_that_asks_to_be_run_again(tmp_path: Path) -> None:
+    """Over a restart between two checkpoints."""
+    path, backend = tmp_path / "batch.db", LastingBackend()
+    async with kernel_on(backend, path) as kernel:
+        job = await submit(kernel, "long", checkpoint_exit_codes=[85, 86], max_checkpoints=2)
+        await until(lambda: backend.live)
+        seen = await kernel.last_event_id()
+        backend.exit(next(iter(backend.live)), 85)
+        await until(lambda: len(backend.launched) == 2)
+        async with kernel.events(after=seen) as events:
+            told = await anext(e async for e in events if e.exit_codes)
+        assert (told.status, told.exit_codes, told.status_reason) == (JobStatus.RUNNABLE, (85,), "Checkpointed")
+    async with kernel_on(backend, path) as kernel:
+        job = await kernel.job(job.id)
+        detail = await job.describe()
+        assert (detail.checkpoint_exit_codes, detail.max_checkpoints) == ((85, 86), 2)
+        assert "attempt 2 of 2 after 1 checkpoint (at most 2: max_checkpoints)" in (await job.explain())[0].text
+        await until(lambda: not backend.closed)
+        backend.exit(next(iter(backend.live)), 86)
+        await until(lambda: backend.live)
+        backend.exit(next(iter(backend.live)), 85)
+        detail = await job.wait()
+        assert (detail.status, detail.status_reason) == (
+            JobStatus.FAILED,
+            "Checkpointed more than 2 times (max_checkpoints)",
+        )
+        assert [(a.number, a.exit_code, a.failure_class) for a in detail.attempts] == [
+            (1, 85, FailureClass.CHECKPOINTED),
+            (2, 86, FailureClass.CHECKPOINTED),
+            (3, 85, FailureClass.APPLICATION_EXIT),
+        ]
+        made = await kernel.register_job_definition("d", command=["x"], checkpoint_exit_codes=[85])
+        assert (made.checkpoint_exit_codes, made.max_checkpoints) == ((85,), 1000)
 
 
 async def test_entries_show_as_they_are_written() -> None:

@@ -59,6 +59,8 @@ ARGUMENTS = {
         "max_running",
         "max_failures",
         "on_max_failures",
+        "checkpoint_exit_codes",
+        "max_checkpoints",
         "client_token",
     ],
     "register_job_definition": [
@@ -78,6 +80,8 @@ ARGUMENTS = {
         "max_running",
         "max_failures",
         "on_max_failures",
+        "checkpoint_exit_codes",
+        "max_checkpoints",
         "exist_ok",
     ],
     "create_compute_environment": [

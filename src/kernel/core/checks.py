@@ -29,6 +29,8 @@ MEMORY_MIB_MAX: Final = 1 << 40
 GPUS_MAX: Final = 1024
 CHILDREN_MAX: Final = 1 << 31
 """Of a number of children; what an array may have is a quota."""
+CHECKPOINTS_MAX: Final = 10_000
+"""Of a job or child: an attempt's number is below 65,536, and each earlier one takes 20 bytes."""
 TIMEOUT_MS_MAX: Final = 1000 * 86_400 * 36_500
 ROLE_CHARS_MAX: Final = 2048
 """As of an ARN of AWS's."""
@@ -132,10 +134,14 @@ def check_body(body: DefinitionBody | Overrides, quotas: Quotas) -> None:
         ("scheduling_priority", body.scheduling_priority, 0, 9999, "a scheduling priority is 0 to 9999"),
         ("max_running", body.max_running, 1, CHILDREN_MAX, "max_running is 1 or more children; None: no cap"),
         ("max_failures", body.max_failures, 1, CHILDREN_MAX, "max_failures is 1 or more children; None: no limit"),
+        ("max_checkpoints", body.max_checkpoints, 1, CHECKPOINTS_MAX, f"max_checkpoints is 1 to {CHECKPOINTS_MAX}"),
     )
     for field, value, least, most, allowed in ranges:
         if value is not None and not least <= value <= most:
             raise InvalidValue(field, value, allowed)
+    for n, code in enumerate(body.checkpoint_exit_codes or ()):
+        if not 1 <= code <= 255:
+            raise InvalidValue(f"checkpoint_exit_codes[{n}]", code, "an exit code is 1 to 255; 0 is success")
     if body.script is not None:
         if not body.script.startswith("#!"):
             raise InvalidValue("script", body.script[:60], "a script's first line names its interpreter: '#!...'")
@@ -203,4 +209,8 @@ def merge(body: DefinitionBody, overrides: Overrides, definition: str | None) ->
         max_failures=body.max_failures if overrides.max_failures is None else overrides.max_failures,
         on_max_failures=body.on_max_failures if overrides.on_max_failures is None else overrides.on_max_failures,
         role=body.role if overrides.role is None else overrides.role,
+        checkpoint_exit_codes=(
+            body.checkpoint_exit_codes if overrides.checkpoint_exit_codes is None else overrides.checkpoint_exit_codes
+        ),
+        max_checkpoints=body.max_checkpoints if overrides.max_checkpoints is None else overrides.max_checkpoints,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from typing import assert_never
+from typing import Final, assert_never
 
 from .children import ORDINARY, Cause, fill
 from .events import (
@@ -396,14 +396,20 @@ def _note_duration(state: KernelState, job: JobRow, index: int) -> None:
         host.recent_us = (7 * host.recent_us + 1000 * max(0, stopped[index] - started[index])) // 8
 
 
+_BUDGETS: Final[dict[str | None, str]] = {FailureClass.HOST_LOST: "lost", FailureClass.CHECKPOINTED: "checkpoints"}
+"""Where it is counted what has a budget of its own."""
+
+
 def _retry(state: KernelState, job: JobRow, indexes: Sequence[int], *, counts: bool, failure: str | None) -> None:
     job.children.archive(indexes)
     if not counts:
         for i in indexes:
             job.uncounted[i] = job.uncounted.get(i, 0) + 1
-    if failure == FailureClass.HOST_LOST and not counts:
-        for i in indexes:
-            job.lost[i] = job.lost.get(i, 0) + 1
+        kept = _BUDGETS.get(failure)
+        if kept is not None:
+            spent: dict[int, int] = getattr(job, kept)
+            for i in indexes:
+                spent[i] = spent.get(i, 0) + 1
     queue = state.queues.get(job.queue)
     if queue is not None:
         lane = queue.lane(job.shape)

@@ -42,6 +42,7 @@ class Code(StrEnum):
     QUEUE_DELETING = "QUEUE_DELETING"
     KERNEL_CLOSING = "KERNEL_CLOSING"
     MAX_RUNNING = "MAX_RUNNING"
+    CHECKPOINTED = "CHECKPOINTED"
     NEVER_FITS = "NEVER_FITS"
     CANNOT_RUN_IT = "CANNOT_RUN_IT"
     """The environment's backend does not do what the job's container asks for."""
@@ -100,6 +101,8 @@ def _explain_work(state: KernelState, job: JobRow, index: int, now_ms: int, *, p
         yield from _live(state, job, index, now_ms)
     elif status == RUNNABLE:
         yield from _runnable(state, job, index, placing=placing)
+        if index in job.checkpoints:
+            yield Reason(Code.CHECKPOINTED, f"goes on{_checkpoints(job, index)}")
     else:
         yield from _pending(state, job, index)
 
@@ -122,10 +125,15 @@ def _attempts(job: JobRow, index: int) -> int:
     return job.spec.retry.attempts + job.uncounted.get(index, 0)
 
 
+def _checkpoints(job: JobRow, index: int) -> str:
+    count, most = job.checkpoints.get(index, 0), job.spec.max_checkpoints
+    return f" after {count} checkpoint{'' if count == 1 else 's'} (at most {most}: max_checkpoints)" if count else ""
+
+
 def _live(state: KernelState, job: JobRow, index: int, now_ms: int) -> Iterator[Reason]:
     host = state.hosts.get(job.children.hosts()[index])
     where = f"on host {host.name!r} of environment {host.environment!r}" if host else "on a host that is gone"
-    attempt = f"attempt {job.children.number[index]} of {_attempts(job, index)}"
+    attempt = f"attempt {job.children.number[index]} of {_attempts(job, index)}{_checkpoints(job, index)}"
     stop = job.stopping.get(index)
     if stop is not None:
         why = f"{stop.kind.value}: {stop.reason}" if stop.reason else stop.kind.value

@@ -25,6 +25,18 @@ TEXT_NOT_STARTED: Final = "Task failed to start"
 TEXT_KERNEL_CLOSED: Final = "Kernel closed"
 
 
+TEXT_CHECKPOINTED: Final = "Checkpointed"
+"""Of an attempt that is followed by another because its exit code asked for it (beyond AWS)."""
+TEXT_CHECKPOINTED_LAST: Final = "Checkpointed, but nothing of its job is started any more"
+MAX_CHECKPOINTS: Final = 1000
+"""How often a job or child is run again after a checkpoint, unless told otherwise: hourly ones for six weeks."""
+
+
+def checkpoints_text(most: int) -> str:
+    """The status reason of what checkpointed more often than it may; beyond AWS."""
+    return f"Checkpointed more than {most} times (max_checkpoints)"
+
+
 def stopped_text(failed: int, most: int) -> str:
     """The status reason of what has not run of an array that stopped; beyond AWS."""
     return f"Array stopped: {failed} of its children FAILED (max_failures {most})"
@@ -173,6 +185,10 @@ class JobSpec(Struct, frozen=True, kw_only=True):
     on_max_failures: OnMaxFailures = OnMaxFailures.CANCEL
     role: str | None = None
     """Whose credentials the attempts get, from who supplies them to this kernel; only the name is kept."""
+    checkpoint_exit_codes: tuple[int, ...] = ()
+    """Beyond AWS: exit codes that say "checkpointed, run me again", which is not held against `retry`."""
+    max_checkpoints: int = MAX_CHECKPOINTS
+    """How many times that is done for each child, at most."""
 
     @property
     def shape(self) -> Shape:
@@ -207,6 +223,8 @@ class DefinitionBody(Struct, frozen=True, kw_only=True):
     max_failures: int | None = None
     on_max_failures: OnMaxFailures = OnMaxFailures.CANCEL
     role: str | None = None
+    checkpoint_exit_codes: tuple[int, ...] = ()
+    max_checkpoints: int = MAX_CHECKPOINTS
 
 
 class Overrides(Struct, frozen=True, kw_only=True):
@@ -235,6 +253,8 @@ class Overrides(Struct, frozen=True, kw_only=True):
     max_failures: int | None = None
     on_max_failures: OnMaxFailures | None = None
     role: str | None = None
+    checkpoint_exit_codes: tuple[int, ...] | None = None
+    max_checkpoints: int | None = None
 
 
 class ResourceState(StrEnum):
@@ -303,7 +323,10 @@ class StopKind(StrEnum):
 
 
 class FailureClass(StrEnum):
-    """What kind of failure ended an attempt, whatever the wording of its reasons."""
+    """What kind of failure ended an attempt, whatever the wording of its reasons.
+
+    The last two are none: the attempt is not held against the job.
+    """
 
     APPLICATION_EXIT = "application exit"
     """The program ended by itself, with an exit code other than 0 or by a signal."""
@@ -314,7 +337,9 @@ class FailureClass(StrEnum):
     CANCELLED = "cancelled"
     """Terminated, or its queue was deleted, or its array was stopped (`max_failures`)."""
     KERNEL_CLOSED = "kernel closed"
-    """Stopped because the kernel closed; the attempt is not held against the job."""
+    """Stopped because the kernel closed."""
+    CHECKPOINTED = "checkpointed"
+    """It ended with one of `checkpoint_exit_codes`, and is run again."""
 
 
 OUT_OF_MEMORY_PREFIX: Final = "OutOfMemoryError"

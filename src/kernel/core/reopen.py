@@ -31,6 +31,7 @@ def reopen_work(state: KernelState, job: JobRow, indexes: Sequence[int], at_ms: 
         if number[i]:
             job.uncounted[i] = number[i]
         job.lost.pop(i, None)
+        job.checkpoints.pop(i, None)
         job.flags.pop(i, None)
     job.cancelled = job.terminated = False
     job.stopped, job.failures = None, 0

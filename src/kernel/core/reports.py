@@ -21,6 +21,8 @@ from .inputs import AllListed, Ended, EnvironmentFailed, Found, HostDown, HostUp
 from .model import (
     OUT_OF_MEMORY_PREFIX,
     TEXT_ATTEMPT_ENDED,
+    TEXT_CHECKPOINTED,
+    TEXT_CHECKPOINTED_LAST,
     TEXT_KERNEL_CLOSED,
     TEXT_NOT_STARTED,
     TEXT_TIMED_OUT,
@@ -29,6 +31,7 @@ from .model import (
     FailureClass,
     ResourceStatus,
     StopKind,
+    checkpoints_text,
     host_lost_text,
 )
 from .retry import matching_action, wants_retry
@@ -166,6 +169,8 @@ def _outcome(state: KernelState, job: JobRow, index: int, code: int, report: End
         status_reason = host_lost_text(_host_name(state, job, index))
     elif code == 0 and failure is None:
         return Outcome(SUCCEEDED, status_reason, reason)
+    if failure is None and code in job.spec.checkpoint_exit_codes:
+        return _checkpointed(job, index, reason)
     if is_stopped_for_good(job, index):
         return Outcome(FAILED, status_reason, reason, failure=failure)
     exit_code = None if code == NO_CODE else code
@@ -177,6 +182,16 @@ def _outcome(state: KernelState, job: JobRow, index: int, code: int, report: End
     used = job.children.number[index] - job.uncounted.get(index, 0)
     again = wants_retry(strategy, used, *seen)
     return Outcome(RUNNABLE if again else FAILED, status_reason, reason, failure=failure)
+
+
+def _checkpointed(job: JobRow, index: int, reason: str | None) -> Outcome:
+    """The exit code asks for another attempt, before evaluateOnExit and `retry` are asked. Decision 0048."""
+    most = job.spec.max_checkpoints
+    if is_stopped_for_good(job, index):
+        return Outcome(FAILED, TEXT_CHECKPOINTED_LAST, reason, failure=FailureClass.CANCELLED)
+    if job.checkpoints.get(index, 0) >= most:
+        return Outcome(FAILED, checkpoints_text(most), reason)
+    return Outcome(RUNNABLE, TEXT_CHECKPOINTED, reason, counts=False, failure=FailureClass.CHECKPOINTED)
 
 
 def _failure(report: Ended) -> FailureClass | None:

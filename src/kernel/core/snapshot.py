@@ -93,6 +93,7 @@ class _Job(Struct, array_like=True):
     children_answered: list[tuple[int, list[int]]] = []
     failures: int = 0
     stopped: str | None = None
+    checkpoints: list[tuple[int, int]] = []
 
 
 class _Queue(Struct, array_like=True):
@@ -241,7 +242,7 @@ def _job(job: JobRow) -> _Job:
         [] if history is None else sorted(history.long.items()),
         job.answered if job.answered < 1 << 63 else hex(job.answered),
         job.reruns, [(n, sorted(found)) for n, found in sorted(job.children_answered.items())],
-        job.failures, job.stopped,
+        job.failures, job.stopped, sorted(job.checkpoints.items()),
     )  # fmt: skip
 
 
@@ -306,7 +307,7 @@ def _row(kept: _Job) -> JobRow:
     job.answered = int(kept.answered, 16) if isinstance(kept.answered, str) else kept.answered
     job.stopping = {i: Stop(StopKind(kind), reason) for i, kind, reason in kept.stopping}
     job.gpus, job.uncounted = dict(kept.gpus), dict(kept.uncounted)
-    job.lost, job.flags = dict(kept.lost), dict(kept.flags)
+    job.lost, job.checkpoints, job.flags = dict(kept.lost), dict(kept.checkpoints), dict(kept.flags)
     job.children_answered = {n: set(found) for n, found in kept.children_answered}
     job.children = _children(kept)
     return job

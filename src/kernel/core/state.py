@@ -46,7 +46,7 @@ class JobRow:
         "cancelled", "child_dependents", "children", "created_ms", "depends_on", "dependents",
         "gpus", "job_id", "name", "n_to_n", "parent", "parent_stopped_ms", "principal", "queue", "referrers",
         "request_id", "sequential", "serial", "shape", "size", "spec", "stopping", "terminated", "token", "touched_ms",
-        "uncounted", "failures", "flags", "lost", "parked", "stopped", "waiting_since_ms",
+        "uncounted", "checkpoints", "failures", "flags", "lost", "parked", "stopped", "waiting_since_ms",
     )  # fmt: skip
 
     def __init__(
@@ -105,6 +105,8 @@ class JobRow:
         """Attempts per child that are not held against its retry strategy."""
         self.lost: dict[int, int] = {}
         """Those of them that were lost with their host."""
+        self.checkpoints: dict[int, int] = {}
+        """Those of them that ended with one of `checkpoint_exit_codes`."""
         self.parked: list[tuple[int, int, int]] = []
         """A heap of (turn, index, attempt number so far): retried work that `max_running` keeps out of its lane."""
         self.flags: dict[int, bool] = {}

@@ -44,6 +44,11 @@ def decide_submit(state: KernelState, request: SubmitJob) -> tuple[list[JobSubmi
     _check_container(state, queue, spec)
     size = _check_size(request.size, quotas.array_size_max)
     _check_array_only(request, spec)
+    bound = request.overrides.max_checkpoints
+    if bound is not None and not spec.checkpoint_exit_codes:
+        raise InvalidValue(
+            "max_checkpoints", bound, "it bounds checkpoint_exit_codes, of which there are none; give both"
+        )
     depends_on = _dependencies(state, request.depends_on, size)
     event = JobSubmitted(
         state.next_serial, request.job_id, request.name, request.queue, spec, size, depends_on,
