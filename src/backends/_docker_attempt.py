@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -32,8 +33,8 @@ class Attempt:
     """One attempt; `launch` None: found on the engine, and not launched by this kernel."""
 
     __slots__ = (
-        "code", "container", "ended_ms", "key", "kill_at", "killer", "launch", "oom", "started_ms", "step", "stopped",
-        "told_started", "token", "tries", "volumes",
+        "code", "container", "ended_ms", "given_up", "key", "kill_at", "killer", "launch", "oom", "started_ms", "step",
+        "stopped", "told_started", "token", "tries", "volumes",
     )  # fmt: skip
 
     def __init__(self, key: AttemptKey, launch: Launch | None, step: Step = Step.WAITING) -> None:
@@ -44,17 +45,31 @@ class Attempt:
         self.token = ""
         """What its image is made ready by."""
         self.tries = 0
-        """Of creating and starting it, that the engine has not answered."""
+        """Of creating and starting it, and later of keeping its log, that the engine has not answered."""
         self.started_ms = 0
         self.told_started = False
         self.code: int | None = None
         self.oom = False
         self.ended_ms = 0
         self.stopped = False
+        self.given_up = False
+        """The engine was out of reach for too long: it was reported lost, and what there is of it goes."""
         self.kill_at: float | None = None
         """By the loop's clock, when it is to be killed."""
         self.killer: asyncio.TimerHandle | None = None
         self.volumes: tuple[str, ...] = ()
+
+    def is_at(self, step: Step) -> bool:
+        """How far it is now: what was awaited may have changed that."""
+        return self.step is step
+
+
+def grouped(keys: Iterable[AttemptKey]) -> dict[tuple[str, int], list[int]]:
+    """Indexes by job and attempt number: as they are reported."""
+    found: dict[tuple[str, int], list[int]] = {}
+    for key in keys:
+        found.setdefault((key.job_id, key.number), []).append(key.index)
+    return found
 
 
 class Marks:
@@ -86,8 +101,12 @@ class Marks:
 
     def drop(self, name: str) -> None:
         """Nobody will ask about this one again."""
-        self._live.discard(name)
-        if self._lines > COMPACT_AT and self._lines > 4 * len(self._live):
+        self.drop_all([name])
+
+    def drop_all(self, names: Iterable[str]) -> None:
+        """Nobody will ask about these again."""
+        self._live.difference_update(names)
+        if self._fd >= 0 and self._lines > COMPACT_AT and self._lines > 4 * len(self._live):
             self._compact()
 
     def _compact(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from ..kernel.backend import AttemptKey, BackendContext, log_path
@@ -18,6 +19,9 @@ log = Log("anybatch.docker")
 REASON_CHARS_MAX: Final = 255
 OUT_OF_MEMORY: Final = "OutOfMemoryError: Container killed due to memory usage"
 REMOVED: Final = "its container was removed from the engine by someone else"
+UNANSWERED: Final = "the engine is there, and does not answer about its container"
+LOG_TRIES_MAX: Final = 5
+"""Of keeping the log of an attempt that has ended, on an engine that is there but does not answer."""
 SIGNAL: Final = 128
 """Exit codes above this are 128 and a signal's number."""
 
@@ -32,9 +36,13 @@ class Ends:
     log_bytes_max: int
     attempts: dict[AttemptKey, Attempt]
     over: dict[AttemptKey, Attempt]
+    _all_durable: asyncio.Event
+    """Set while none of those that are over waits for its end to be on disk."""
     _marks: Marks
     _finishers: Pool
     _removers: Pool
+    _going: set[str]
+    """Containers that are being removed."""
 
     def _leave(self, attempt: Attempt) -> None:
         attempt.step = Step.OVER
@@ -43,29 +51,37 @@ class Ends:
         if self.attempts.get(attempt.key) is attempt:
             del self.attempts[attempt.key]
 
-    # -- ending -----------------------------------------------------------------------------------
-
     def _end(self, attempt: Attempt, code: int | None) -> None:
-        attempt.step, attempt.code = Step.ENDING, code
+        attempt.step, attempt.code, attempt.tries = Step.ENDING, code, 0
         self._finishers.put(attempt)
 
     async def _finish(self, attempt: Attempt) -> None:
         """Keep its log, then report its end."""
+        if not attempt.is_at(Step.ENDING):  # given up meanwhile
+            return
         try:
             gone = await self._ask(attempt)
+            if _is_by_signal(attempt):
+                await self.engine.probe()
             kept = await self._keep_log(attempt)
         except EngineGone as e:
-            self.watch.doubt(e)
-            await self.watch.back.wait()
-            self._finishers.put(attempt)
+            attempt.tries += await self.watch.answers_after(e)
+            if attempt.tries < LOG_TRIES_MAX:
+                self._finishers.put(attempt)
+                return
+            gone, kept = False, f"its log could not be kept: {short(e)}"
+        if not attempt.is_at(Step.ENDING):
             return
         key = attempt.key
         self._leave(attempt)
         if gone and attempt.code != 0:
             self.context.lost(key.job_id, key.number, [key.index], reason=REMOVED)
+        elif attempt.code is None:
+            self.context.lost(key.job_id, key.number, [key.index], reason=UNANSWERED)
         else:
             self._report(attempt, kept)
         self.over[key] = attempt
+        self._all_durable.clear()
         self.context.when_durable(lambda: self._acknowledged(attempt))
 
     async def _ask(self, attempt: Attempt) -> bool:
@@ -89,6 +105,8 @@ class Ends:
 
     async def _keep_log(self, attempt: Attempt) -> str | None:
         """Keep its log; what was wrong with that, if anything was."""
+        if not self.context.is_kept(attempt.key.job_id):  # the job is forgotten, and its logs with it
+            return None
         path = log_path(self.context.logs_dir, attempt.key)
         try:
             await keep(self.engine.logs(attempt.container, follow=False), path, self.log_bytes_max)
@@ -101,7 +119,7 @@ class Ends:
         return None
 
     def _report(self, attempt: Attempt, kept: str | None) -> None:
-        if attempt.code and attempt.code > SIGNAL and not attempt.stopped and self.watch.was_away(attempt.ended_ms):
+        if _is_by_signal(attempt) and self.watch.was_away(attempt.ended_ms):
             why = f"the engine at {self.engine.place.url} was restarted while it ran (exit code {attempt.code})"
             self.context.lost(attempt.key.job_id, attempt.key.number, [attempt.key.index], reason=why)
             return
@@ -121,16 +139,27 @@ class Ends:
         """Its end is on disk: its container may go."""
         if self.over.pop(attempt.key, None) is not None:
             self._marks.drop(self.owner.name(attempt.key))
+            self._clear_away(attempt)
+        if not self.over:
+            self._all_durable.set()
+
+    def _clear_away(self, attempt: Attempt) -> None:
+        """Have its container removed, if it has one."""
+        if attempt.container and attempt.container not in self._going:
+            self._going.add(attempt.container)
             self._removers.put(attempt)
 
     async def _remove(self, attempt: Attempt) -> None:
-        if not attempt.container:
-            return
         try:
             await self.engine.remove(attempt.container, attempt.volumes)
-        except EngineGone as e:
+        except EngineGone as e:  # found again by the next list
             self.watch.doubt(e)
-            await self.watch.back.wait()
-            self._removers.put(attempt)
         except EngineError as e:
             log.warning("docker_remove_failed", attempt=str(attempt.key), error=str(e))
+        finally:
+            self._going.discard(attempt.container)
+
+
+def _is_by_signal(attempt: Attempt) -> bool:
+    """Whether a signal ended it that we have not sent: somebody else's, or that of an engine that is being stopped."""
+    return attempt.code is not None and attempt.code > SIGNAL and not attempt.stopped and not attempt.oom

@@ -70,18 +70,18 @@ class Engine:
 
     def __init__(self, place: Place) -> None:
         self.place = place
+        self._tls = _tls(Path(place.tls)) if place.tls is not None else None
         self._requests: Any = self._client(REQUESTS_MAX)
         self._streams: Any = self._client(STREAMS_MAX)
         self._followers = asyncio.Semaphore(FOLLOWERS_MAX)
 
     def _client(self, most: int) -> Any:
-        url, tls = self.place.url, self.place.tls
+        url, context = self.place.url, self._tls
         connector: aiohttp.BaseConnector
         if url.startswith("unix://"):
             connector = aiohttp.UnixConnector(url.removeprefix("unix://"), limit=most)
             url = "http://localhost"
         else:
-            context = _tls(Path(tls)) if tls is not None else None
             url = url.replace("tcp://", "http://" if context is None else "https://", 1)
             connector = aiohttp.TCPConnector(ssl=True if context is None else context, limit=most)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
@@ -91,12 +91,17 @@ class Engine:
     async def close(self) -> None:
         """Close every connection."""
         for client in (self._requests, self._streams):
-            await client.close()
-            await client.session.close()
+            await self._close(client)
+
+    @staticmethod
+    async def _close(client: Any) -> None:
+        await client.close()
+        await client.session.close()
 
     @asynccontextmanager
-    async def _bounded(self, seconds: float = REQUEST_S) -> AsyncIterator[None]:
-        """Translate what a request can end with."""
+    async def _bounded(self, seconds: float | None = None) -> AsyncIterator[None]:
+        """Bound a request (None: by REQUEST_S), and translate what it can end with."""
+        seconds = REQUEST_S if seconds is None else seconds
         try:
             async with asyncio.timeout(seconds):
                 yield
@@ -116,6 +121,19 @@ class Engine:
         async with self._bounded(PROBE_S):
             found: dict[str, Any] = await self._requests.system.info()
             return found
+
+    async def probe(self) -> None:
+        """Return if it takes new connections, and answers. One that is being stopped still answers on its old ones.
+
+        Raises:
+            EngineGone: it does not.
+        """
+        client = self._client(1)
+        try:
+            async with self._bounded(PROBE_S):
+                await client.version()
+        finally:
+            await self._close(client)
 
     # -- containers -------------------------------------------------------------------------------
 

@@ -48,6 +48,9 @@ class Watched(Protocol):
     def on_down(self, reason: str) -> None:
         """The engine is gone."""
 
+    def on_still_down(self) -> None:
+        """It has been tried again, without success."""
+
     def on_up(self, outage_ms: int) -> None:
         """It is there (again). `outage_ms`: since when it was not (0: it was not missed)."""
 
@@ -67,8 +70,14 @@ class Watch:
         """Set while the engine is there."""
         self.down_ms = 0
         """Since when it has been gone; 0: it is there."""
+        self.missed_at: float | None = None
+        """Since when, by the loop's clock, it has not answered; None: it has."""
+        self.outages = 0
+        """How often it has been gone."""
         self.contact_ms = 0
         """When it was last heard of."""
+        self._asked_at = 0.0
+        """When it was asked what it has yet to answer."""
         self._away = (0, 0)
         """The latest outage: from, to."""
 
@@ -92,36 +101,57 @@ class Watch:
 
     def was_away(self, at_ms: int) -> bool:
         """Whether the engine was gone, or about to go, at this time."""
-        since, until = self._away
+        since, until = (self.down_ms, self._clock.now_ms()) if self.down_ms else self._away
         return bool(since) and since - STOPPING_MS <= at_ms <= until
 
     def doubt(self, error: Exception) -> None:
         """A request got no answer: look whether the engine is there."""
         if self.back.is_set():
             log.warning("docker_engine_doubted", engine=self._engine.place.url, error=str(error))
+        self._miss(asyncio.get_running_loop().time())
+        self._doubt.set()
+
+    async def answers_after(self, error: Exception) -> bool:
+        """Wait until the engine is there; whether it was all the time, and just did not answer that request."""
+        outages, was_down = self.outages, bool(self.down_ms)
+        self.doubt(error)
+        await self.back.wait()
+        return not was_down and self.outages == outages
+
+    def _miss(self, at: float) -> None:
         self.back.clear()
+        self.missed_at = at if self.missed_at is None else min(at, self.missed_at)
+
+    def begin_away(self, reason: str) -> None:
+        """It could not be reached to begin with."""
+        if not self.down_ms:
+            self._lose(reason, asyncio.get_running_loop().time())
         self._doubt.set()
 
     async def run(self) -> None:
         """Watch until cancelled."""
         tries = 0
         while True:
+            self._asked_at = asyncio.get_running_loop().time()
             try:
                 info = await self.connect()
                 await self._watched.on_there(info)
                 tries = 0
                 await self._follow()
             except (EngineGone, EngineError, BackendError) as e:
-                self._lose(str(e))
+                self._lose(str(e), self._asked_at)
             await asyncio.sleep(BACKOFF_S[min(tries, len(BACKOFF_S) - 1)])
             tries += 1
 
-    def _lose(self, reason: str) -> None:
-        self.back.clear()
+    def _lose(self, reason: str, at: float) -> None:
+        self._miss(at)
         if not self.down_ms:
             self.down_ms = self._clock.now_ms()
+            self.outages += 1
             log.warning("docker_engine_lost", engine=self._engine.place.url, reason=reason)
             self._watched.on_down(f"the engine at {self._engine.place.url} cannot be reached: {reason}")
+        else:
+            self._watched.on_still_down()
 
     async def _follow(self) -> None:
         """Read events and list now and then, until the engine is gone."""
@@ -129,16 +159,20 @@ class Watch:
         try:
             while True:
                 self._doubt.clear()
+                self._asked_at = asyncio.get_running_loop().time()
+                if not self.back.is_set():
+                    await self._engine.probe()
                 await self._watched.on_list(await self._engine.containers(self._owner.filters()))
                 self.contact_ms = self._clock.now_ms()
                 if not self.back.is_set():
-                    since, self.down_ms = self.down_ms, 0
+                    since, self.down_ms, self.missed_at = self.down_ms, 0, None
                     if since:
                         self._away = (since, self.contact_ms)
                     self.back.set()
                     self._watched.on_up(since)
                 await self._pause(reader)
                 if reader.done():
+                    self._asked_at = asyncio.get_running_loop().time()
                     reader.result()
         finally:
             reader.cancel()

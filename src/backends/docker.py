@@ -35,10 +35,11 @@ except ModuleNotFoundError as e:
         raise
     raise ModuleNotFoundError(f"{e}; the docker backend needs: pip install 'anybatch[docker]'", name=e.name) from e
 from ._docker_attempt import Attempt, Marks, Step
-from ._docker_host import EngineHost, Resolver
+from ._docker_host import EngineHost
 from ._docker_images import Images, PullPolicy
 from ._docker_logs import read_from
 from ._docker_spec import Defaults
+from ._docker_starts import Resolver
 
 MEMORY_SHARE: Final = 0.9  # of the engine's memory; the rest is for the system
 FOLLOW_POLL_S: Final = 0.05
@@ -100,7 +101,7 @@ class DockerBackend:
     """
 
     api_version: ClassVar[int] = API_VERSION
-    capabilities: ClassVar[Capabilities] = Capabilities(reattach=True, container=CONTAINER_FIELDS)
+    capabilities: ClassVar[Capabilities] = Capabilities(reattach=True, remote=True, container=CONTAINER_FIELDS)
     Options: ClassVar[type[msgspec.Struct]] = DockerOptions
 
     def __init__(self, *, secrets: Resolver | None = None) -> None:
@@ -259,17 +260,13 @@ class DockerBackend:
         host, context = self._hosts[name], self._started()
         try:
             info = await host.watch.connect()
-            context.host_up(name, _capacity(about, options, context.settings, info), host.zone)
-            context.host_paused(name, None)  # an earlier start may have said that it cannot be reached
+            host.tell(_capacity(about, options, context.settings, info))
             if fresh:
                 return await host.settle(known, homeless)
             host.tell_all()
         except (EngineGone, EngineError) as e:
-            text = f"{about.url}: {e}"
-            context.host_up(name, Capacity(vcpus_milli=0), host.zone)
-            context.host_paused(name, text)
-            host.expect(known, lambda info: _capacity(about, options, context.settings, info))
-            return text
+            host.expect(known, lambda info: _capacity(about, options, context.settings, info), str(e))
+            return f"{about.url}: {e}"
         return set()
 
     def _lose(self, context: BackendContext, homeless: Sequence[Launch], housed: set[AttemptKey]) -> None:

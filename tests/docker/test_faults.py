@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +17,17 @@ import anybatch
 import pytest
 import pytest_asyncio
 from anybatch import JobStatus
+from docker_proxy import Proxy
 from docker_rig import IMAGE, PrivateEngine, TestEngine
+from docker_wait import WAITS, docker_kernel, explains, is_running, until
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(180)]
-WAIT_S = 60.0
 ONCE = Path(__file__).parent / "scripts" / "docker_kernel.py"
-
-
-async def until(condition: Callable[[], Any], what: str) -> None:
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end, what
-        await asyncio.sleep(0.02)
-
-
-async def is_running(job: anybatch.JobHandle) -> None:
-    """Wait until it runs, and has said so."""
-    async for piece in job.logs(follow=True):
-        if b"ready" in piece:
-            return
-    raise AssertionError(f"it never ran: {await job.describe()}")
-
-
-WAITS = ["sh", "-c", "echo ready; exec sleep 600"]
 
 
 @pytest_asyncio.fixture
 async def kernel(tmp_path: Path, options: dict[str, Any]) -> AsyncIterator[anybatch.Kernel]:
-    async with anybatch.Kernel(tmp_path / "batch.db", on_close="stop") as kernel:
-        made = await kernel.create_compute_environment("docker", backend="docker", max_vcpus=8, options=options)
-        assert made.status == "VALID", made.status_reason
-        await kernel.create_job_queue("q", priority=1, compute_environments=["docker"])
+    async with docker_kernel(tmp_path / "batch.db", options) as kernel:
         yield kernel
 
 
@@ -140,10 +120,7 @@ async def test_an_engine_that_is_restarted_costs_what_ran_and_nothing_hangs(
     else:
         await asyncio.to_thread(private.stop)
     waits = await kernel.submit_job("waits", queue="q", image=IMAGE, command=["echo", "later"])
-    end = time.monotonic() + WAIT_S
-    while not any("cannot be reached" in reason.text for reason in await waits.explain()):
-        assert time.monotonic() < end, await waits.explain()
-        await asyncio.sleep(0.05)
+    await explains(waits, "cannot be reached")
     private.start()  # in this thread: with it the engine would end
     detail = await job.wait()
     assert detail.status == "SUCCEEDED", detail
@@ -151,21 +128,6 @@ async def test_an_engine_that_is_restarted_costs_what_ran_and_nothing_hangs(
     assert "was restarted while it ran" in (detail.attempts[0].reason or "")
     assert (await waits.wait()).status == "SUCCEEDED"
     assert await waits.read_logs() == b"later\n"
-
-
-async def test_an_engine_that_is_gone_for_too_long_loses_what_ran(
-    kernel: anybatch.Kernel, private: PrivateEngine, options: dict[str, Any]
-) -> None:
-    await kernel.update_compute_environment("docker", options={**options, "lost_after": 0.5})
-    job = await kernel.submit_job("job", queue="q", image=IMAGE, command=WAITS)
-    await is_running(job)
-    await asyncio.to_thread(private.kill)
-    try:
-        detail = await job.wait()
-        assert detail.attempts[0].failure_class == "host lost"
-    finally:
-        private.start()  # in this thread: with it the engine would end
-    await until(lambda: not private.containers(job=job.id), "what was given up is ended once it can be")
 
 
 # -- the kernel killed ----------------------------------------------------------------------------------
@@ -196,3 +158,28 @@ async def test_containers_outlive_a_kernel_that_is_killed(
         await until(lambda: not docker.containers(job=job), "containers are removed")
     runs = {path.name: path.read_text() for path in marks.glob("run-*")}
     assert runs == {f"run-{index}": "1\n" for index in range(10)}
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["in-order", "engine-away"])
+async def test_what_ended_just_before_the_kernel_closes_is_removed(
+    cut: bool, tmp_path: Path, docker: TestEngine, options: dict[str, Any]
+) -> None:
+    """At the close, or by the next kernel where the engine could not be asked; its log is kept in both cases."""
+    journal = tmp_path / "batch.db"
+    async with Proxy(tmp_path / "proxy.sock", docker.path) as proxy:
+        about = {**options, "engines": [proxy.url]}
+        async with docker_kernel(journal, about, on_close="detach") as kernel:
+            if cut:
+                proxy.keep_back = re.compile(b"^DELETE ")
+            job = await kernel.submit_job("job", queue="q", image=IMAGE, command=["echo", "said"])
+            assert (await job.wait()).status == "SUCCEEDED"
+            if cut:
+                await asyncio.wait_for(proxy.kept_back.wait(), 60)
+                await proxy.cut()
+        if cut:
+            await proxy.open()
+        else:
+            assert not docker.containers(job=job.id)
+        async with anybatch.Kernel(journal) as kernel:
+            await until(lambda: not docker.containers(job=job.id), "they are removed")
+            assert await kernel.read_logs(job.id) == b"said\n"

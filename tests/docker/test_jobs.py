@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +12,16 @@ import pytest
 import pytest_asyncio
 from anybatch.backends.docker import DockerBackend
 from docker_rig import IMAGE, TestEngine
+from docker_wait import docker_kernel, until
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(120)]
-WAIT_S = 60.0
-
-
-async def until(condition: Callable[[], Any], what: str) -> None:
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end, what
-        await asyncio.sleep(0.02)
 
 
 @pytest_asyncio.fixture
 async def kernel(tmp_path: Path, options: dict[str, Any]) -> AsyncIterator[anybatch.Kernel]:
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets" / "token").write_text("s3cret\n")
-    async with anybatch.Kernel(tmp_path / "batch.db", on_close="stop") as kernel:
-        made = await kernel.create_compute_environment(
-            "docker", backend="docker", max_vcpus=8, options={**options, "secrets": str(tmp_path / "secrets")}
-        )
-        assert made.status == "VALID", made.status_reason
-        await kernel.create_job_queue("q", priority=1, compute_environments=["docker"])
+    async with docker_kernel(tmp_path / "batch.db", {**options, "secrets": str(tmp_path / "secrets")}) as kernel:
         yield kernel
 
 
