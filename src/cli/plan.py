@@ -13,7 +13,7 @@ import anybatch
 import msgspec
 from anybatch.kernel.config_check import judge
 from anybatch.kernel.config_fit import check_options, fits, misfits
-from anybatch.kernel.config_model import Checker, Config, PlannedJob
+from anybatch.kernel.config_model import LOCAL, Checker, Config, PlannedJob
 from anybatch.kernel.config_read import config_of_file
 from anybatch.kernel.core.state import KernelState
 from anybatch.kernel.registry import BackendRegistry
@@ -62,8 +62,21 @@ def depends_on(job: PlannedJob, handles: Mapping[str, anybatch.JobHandle]) -> li
     return [after.entry(None if after.job is None else handles[after.job]) for after in job.depends_on]
 
 
-def completed(config: Config, checker: Checker, *, max_vcpus: float | None, quotas: Mapping[str, int]) -> Config:
+def completed(
+    config: Config,
+    checker: Checker,
+    *,
+    max_vcpus: float | None,
+    quotas: Mapping[str, int],
+    ignore_image: bool = False,
+) -> Config:
     """A configuration with what a run brings of its own, and with what the command line says."""
+    if ignore_image and config.environments:
+        text = "environments are named; write options.ignore_image = true for one with the backend process"
+        checker.add_apart("--ignore-image", text)
+    elif ignore_image:
+        local = {"backend": "process", "options": {"ignore_image": True}}
+        config = structs.replace(config, environments={LOCAL: local})
     config = config.completed()
     kernel = {**config.kernel, "quotas": {**config.kernel.get("quotas", {}), **quotas}}
     queues = {name: {"retain_succeeded": RETAIN_S, "retain_failed": RETAIN_S, **q} for name, q in config.queues.items()}
@@ -71,15 +84,23 @@ def completed(config: Config, checker: Checker, *, max_vcpus: float | None, quot
     if max_vcpus is not None and len(environments) == 1:
         environments = {name: {**table, "max_vcpus": max_vcpus} for name, table in environments.items()}
     elif max_vcpus is not None:
-        text = f"there are {len(environments)} environments; each has its own max_vcpus in the file"
+        names = ", ".join(environments)
+        text = f"there are {len(environments)} environments ({names}); each has its own max_vcpus in the file"
         checker.add_apart("--max-vcpus", text)
     return structs.replace(config, kernel=kernel, queues=queues, environments=environments)
 
 
 def read_plan(
-    file: str, folder: str, *, max_vcpus: float | None = None, quotas: Mapping[str, int] | None = None
+    file: str,
+    folder: str,
+    *,
+    max_vcpus: float | None = None,
+    quotas: Mapping[str, int] | None = None,
+    ignore_image: bool = False,
 ) -> Plan:
     """The file's plan, checked as a whole; `max_vcpus` and `quotas` lead over the file's.
+
+    `ignore_image`: jobs run as local processes, also those with an image.
 
     Raises:
         ConfigError: the file cannot be read, or has mistakes: all that were found, each with its line and key.
@@ -87,7 +108,8 @@ def read_plan(
     config, checker = config_of_file(file)
     if not config.jobs and not any(mistake.key.startswith("jobs") for mistake in checker.mistakes):
         checker.add(("jobs",), "the file has no jobs; write at least one [jobs.NAME] table")
-    plan = Plan(config=completed(config, checker, max_vcpus=max_vcpus, quotas=quotas or {}), folder=folder)
+    config = completed(config, checker, max_vcpus=max_vcpus, quotas=quotas or {}, ignore_image=ignore_image)
+    plan = Plan(config=config, folder=folder)
     check(plan, checker)
     return plan
 

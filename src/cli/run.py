@@ -27,7 +27,8 @@ from .summary import RunReport, print_report
 HELP: Final = """\
 Run a file of jobs, or one command, on this machine, and wait for the end.
 
-Attempts run in this folder, with this environment. What becomes of each is written to a journal,
+Attempts run in this folder, with this environment; those of jobs with an image in containers of the
+Docker Engine that DOCKER_HOST names, or of this machine. What becomes of each is written to a journal,
 from which a run that was interrupted can go on.
 """
 EXAMPLES: Final = """\
@@ -36,6 +37,7 @@ examples:
   anybatch run -j 4 pipeline.toml               at most 4 vCPUs at once
   anybatch run -a 100 -- ./work.sh out          100 children; each finds its index in AWS_BATCH_JOB_ARRAY_INDEX
   anybatch run --retry 3 --timeout 60 -- make   one job, three attempts of a minute each
+  anybatch run --image busybox:1.36 -- date     in a container of Docker, or what speaks its API
   anybatch run --journal runs/b.db big.toml     keep the journal there; if it is there, go on with its run
   anybatch run --json pipeline.toml | jq .outcome
 
@@ -68,8 +70,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--quota", action="append", default=[], metavar="NAME=N", help="raise a limit, e.g. array_size_max=1000000"
     )
+    parser.add_argument(
+        "--ignore-image", action="store_true", help="run jobs with an image as local processes, as if they had none"
+    )
     one = parser.add_argument_group("for a command, written after --")
     one.add_argument("-a", "--array-size", metavar="N", help="run it N times, as an array")
+    one.add_argument("--image", metavar="IMAGE", help="run it in a container; without a command the image's own runs")
     one.add_argument("--name", metavar="NAME", help="the job's name (default: the program's)")
     one.add_argument("--vcpus", metavar="N", help="vCPUs of each attempt (default: 1)")
     one.add_argument("--memory", metavar="SIZE", help="memory of each attempt, in MiB or such as 2GiB")
@@ -133,15 +139,15 @@ def _prepare(options: argparse.Namespace) -> tuple[Plan, Path, bool]:
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise bad(plain(repr(key)[1:-1]), f"{text!a} is not allowed; names and words are text in UTF-8")
     kept = None if path is None else find_kept(path)
-    if options.command:
+    if options.command or options.image:
         plan = _plan_of_command(options)
     elif options.file is not None:
-        plan = read_plan(options.file, os.getcwd(), max_vcpus=_max_vcpus(options), quotas=_quotas(options))
+        plan = read_plan(options.file, os.getcwd(), **_settings(options))
     elif kept is not None:
         plan = kept
-        if options.quota or options.max_vcpus is not None:
+        if options.quota or options.max_vcpus is not None or options.ignore_image:
             checker = Checker(None, name_of=_option)
-            given = completed(kept.config, checker, max_vcpus=_max_vcpus(options), quotas=_quotas(options))
+            given = completed(kept.config, checker, **_settings(options))
             plan = structs.replace(kept, config=given)
             check(plan, checker)
     else:
@@ -154,14 +160,14 @@ def _prepare(options: argparse.Namespace) -> tuple[Plan, Path, bool]:
 
 def _check_use(options: argparse.Namespace) -> None:
     """Which options go together."""
-    if options.file is not None and options.command:
-        raise bad(options.file, "give a file, or a command after --, not both")
+    if options.file is not None and (options.command or options.image):
+        raise bad(options.file, "give a file, or a command after -- (or its --image), not both")
     if options.command is not None and not options.command:
         raise bad("--", "there is no command after it")
-    if options.file is None and not options.command and options.journal is None:
+    if options.file is None and not options.command and options.image is None and options.journal is None:
         raise bad("", "nothing to run: give a file, or a command after -- (see anybatch run --help)")
-    if not options.command:
-        for name in ("array_size", "name", "vcpus", "memory", "retry", "timeout"):
+    if not options.command and not options.image:
+        for name in ("array_size", "image", "name", "vcpus", "memory", "retry", "timeout"):
             if getattr(options, name) is not None:
                 raise bad(_option(("jobs", "", name)), "it is for a command, written after --; a file says it itself")
 
@@ -194,6 +200,15 @@ def _max_vcpus(options: argparse.Namespace) -> float | None:
     return milli / 1000
 
 
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says of the run as a whole, as `completed` takes it."""
+    return {
+        "max_vcpus": _max_vcpus(options),
+        "quotas": _quotas(options),
+        "ignore_image": options.ignore_image,
+    }
+
+
 def _quotas(options: argparse.Namespace) -> dict[str, int]:
     found = {}
     for text in options.quota:
@@ -213,7 +228,8 @@ def _plan_of_command(options: argparse.Namespace) -> Plan:
     if size is not None and size < 1:
         raise bad("-a", f"{size} is not allowed; it is 1 or more")
     arguments = {
-        "command": options.command,
+        "command": options.command or None,
+        "image": options.image,
         "array_size": None if size == 1 else size,
         "vcpus": _number("--vcpus", options.vcpus, float, "a number of vCPUs"),
         "memory": options.memory,
@@ -222,10 +238,11 @@ def _plan_of_command(options: argparse.Namespace) -> Plan:
     }
     name = options.name
     if name is None:
-        name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(options.command[0]).name).strip("-_")[:128] or "command"
+        program = Path(options.command[0]).name if options.command else Path(options.image).name.partition(":")[0]
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", program).strip("-_")[:128] or "command"
     job = PlannedJob(name=name, arguments={key: value for key, value in arguments.items() if value is not None})
     checker = Checker(None, name_of=_option)
-    config = completed(Config(name=name, jobs=[job]), checker, max_vcpus=_max_vcpus(options), quotas=_quotas(options))
+    config = completed(Config(name=name, jobs=[job]), checker, **_settings(options))
     plan = Plan(config=config, folder=os.getcwd())
     check(plan, checker)
     return plan

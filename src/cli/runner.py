@@ -38,6 +38,11 @@ AGENT_IDLE_MS: Final = 2_000
 """For the agent to end once nobody needs it."""
 
 
+HELP_DOCKER: Final = """
+Is Docker running, and may this user use it? DOCKER_HOST names another engine (unix:///path or tcp://host:port).
+With --ignore-image the commands run as local processes, without their images."""
+
+
 class Run:
     """One call of `anybatch run`, from the opened journal to the last report."""
 
@@ -116,7 +121,11 @@ class Run:
         ticker: asyncio.Task[None] | None = None
         try:
             async with self._opened(backends) as kernel:
-                await kernel.apply(self._plan.config)
+                try:
+                    await kernel.apply(self._plan.config)
+                except anybatch.RequestError:  # such as a queue's, over environments of which none works
+                    await self._check_health(kernel)
+                    raise
                 await self._check_health(kernel)
                 try:
                     await self._submit(kernel)
@@ -162,14 +171,22 @@ class Run:
         return found
 
     async def _check_health(self, kernel: anybatch.Kernel) -> None:
-        """Give up once a queue that jobs go to has no environment left that works."""
+        """Give up once a job has no environment left in its queue that works and runs what it is."""
         config = self._plan.config
-        details = {one.name: one for one in await kernel.describe_compute_environments(list(config.environments))}
-        for queue in sorted({config.queue_of(job) or "" for job in config.jobs}):
-            found = [details[name] for name in config.queues[queue]["compute_environments"]]
-            if all(one.status is anybatch.ResourceStatus.INVALID for one in found):
+        details = {one.name: one for one in await kernel.describe_compute_environments()}
+        for job in config.jobs:
+            row = self._rows.get(job.name)
+            if row is not None and row.status in ("succeeded", "failed"):
+                continue
+            queue = config.queue_of(job) or ""
+            names = [one for one in config.queues[queue]["compute_environments"] if config.takes(one, job)]
+            found = [details[name] for name in names if name in details]
+            if found and all(one.status is anybatch.ResourceStatus.INVALID for one in found):
                 why = "; ".join(f"{one.name}: {one.status_reason}" for one in found)
-                raise EngineFailure(f"no environment of queue {queue!r} works: {why}")
+                help_ = HELP_DOCKER if any(one.backend == "docker" for one in found) else ""
+                raise EngineFailure(
+                    f"no environment of queue {queue!r} that could run {job.name!r} works: {why}{help_}"
+                )
 
     async def _submit(self, kernel: anybatch.Kernel) -> None:
         """Everything, in an order in which each job finds those that it waits for. A known token changes nothing."""

@@ -160,11 +160,12 @@ class _Judge:
         path, row = f"environments.{name}", self.state.environments.get(name)
         if row is None:
             return self._carry_out(path, "created", CreateEnvironment(name=name, body=body))
-        if row.body == body:
+        works = row.status is not ResourceStatus.INVALID  # else it is tried again, as it may well come right by that
+        if row.body == body and works:
             return Change(path, "unchanged")
         _only("compute environment", name, row.body, body, ("backend", "managed"))
         tags = _tags(TaggedKind.COMPUTE_ENVIRONMENT, name, row.body.tags, body.tags)
-        if structs.replace(row.body, tags=body.tags) == body:
+        if structs.replace(row.body, tags=body.tags) == body and works:
             return self._carry_out(path, "updated", *tags)
         update = UpdateEnvironment(
             name=name,

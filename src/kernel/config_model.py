@@ -16,6 +16,7 @@ Place = tuple[str | int, ...]
 """Where a value stands in a configuration: ("jobs", "squares", "array_size")."""
 
 LOCAL: Final = "local"
+DOCKER: Final = "docker"
 DEFAULT_QUEUE: Final = "default"
 """What jobs run in where their file names neither an environment nor a queue."""
 
@@ -84,10 +85,38 @@ class Config(Struct, kw_only=True):
         return Quotas(**self.kernel.get("quotas", {}))
 
     def completed(self) -> Config:
-        """With what jobs need to run: an environment where there is none, and a queue over all where there is none."""
-        environments = self.environments or {LOCAL: {"backend": "process"}}
+        """With what jobs need to run: environments where there are none, and a queue over all where there is none.
+
+        Without environments there is one of processes ("local"), and one of containers ("docker") if jobs have
+        images; if all have, only that.
+        """
+        environments = self.environments
+        if not environments:
+            kinds = {self.has_image(job) for job in self.jobs} or {False}
+            made: dict[bool, dict[str, dict[str, Any]]] = {
+                False: {LOCAL: {"backend": "process"}},
+                True: {DOCKER: {"backend": "docker"}},
+            }
+            environments = {name: table for kind in sorted(kinds) for name, table in made[kind].items()}
         queues = self.queues or {DEFAULT_QUEUE: {"priority": 1, "compute_environments": list(environments)}}
         return structs.replace(self, environments=environments, queues=queues)
+
+    def has_image(self, job: PlannedJob) -> bool:
+        """Whether a job names an image, itself or by its definition."""
+        definition = self.definitions.get((job.definition or "").partition(":")[0], {})
+        for table in (job.arguments, definition):
+            container = table.get("container")
+            if table.get("image") or (isinstance(container, Mapping) and container.get("image")):
+                return True
+        return False
+
+    def takes(self, environment: str, job: PlannedJob) -> bool:
+        """Whether an environment is of a kind that runs jobs with, or without, an image as this one is."""
+        table = self.environments[environment]
+        options = table.get("options") or {}
+        if self.has_image(job):
+            return table.get("backend") != "process" or bool(options.get("ignore_image"))
+        return table.get("backend") != "docker" or bool(options.get("image"))
 
     def queue_of(self, job: PlannedJob) -> str | None:
         """The queue that a job goes to: its own, the only one, or the one that is called "default"; None: unclear."""

@@ -202,12 +202,14 @@ class Reader:
     # -- definitions and jobs ---------------------------------------------------------------------
 
     def _kept(self, place: Place, table: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
-        """The keys that go to the kernel as they are, but for a script's path, which is the folder's of the file."""
+        """The keys that go to the kernel as they are, but for paths that are taken from the folder of the file."""
         found = {key: value for key, value in table.items() if key in keys}
         if "command" not in keys:
             return found
         if any(key not in JOB_KEYS for key in table) and not {"command", "script", "definition"} & set(table):
             found["command"] = ["true"]  # it was to be what an unknown key, noted already, says
+        if self._base is not None and isinstance(found.get("container"), Mapping):
+            found["container"] = _from_folder(self._base, found["container"])
         script = found.get("script")
         if self._base is not None and isinstance(script, str) and not script.startswith("#!") and "\n" not in script:
             try:
@@ -306,3 +308,18 @@ def quota(field: str, value: object) -> int:
     if number < 1:
         raise InvalidValue(field, value, "a quota is 1 or more")
     return number
+
+
+def _from_folder(base: Path, container: Mapping[str, Any]) -> dict[str, Any]:
+    """A container's table, with its volumes' host paths from this folder on; what is no path is refused elsewhere."""
+
+    def whole(table: Mapping[str, Any]) -> dict[str, Any]:
+        paths = {key: table.get(key) for key in ("host_path", "hostPath", "sourcePath", "source_path")}
+        made = {key: os.path.normpath(base / path) for key, path in paths.items() if isinstance(path, str) and path}
+        host = table.get("host")
+        return {**table, **made, **({"host": whole(host)} if isinstance(host, Mapping) else {})}
+
+    volumes = container.get("volumes")
+    if not isinstance(volumes, list):
+        return dict(container)
+    return {**container, "volumes": [whole(one) if isinstance(one, Mapping) else one for one in volumes]}
