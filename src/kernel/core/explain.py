@@ -226,13 +226,27 @@ _BUSY: Final = (Code.NEXT, Code.HOST_RESERVED, Code.NO_CAPACITY)
 """What an environment has to say that could run the attempt, now or later."""
 
 
-def never_fits(state: KernelState, job: JobRow) -> str | None:
-    """Why no environment of the job's queue can ever run it, as things are; None if one could."""
+def blocked(state: KernelState, job: JobRow) -> tuple[Reason, ...]:
+    """What keeps every environment of the job's queue from running it; () if one could, now or once it has room.
+
+    Unlike `explain` it does not look at other jobs, so its cost is that of looking at the queue's hosts.
+    """
     queue = state.queues.get(job.queue)
     if queue is None:
-        return None
+        return ()
     reasons = [_environment(state, queue, name, job.shape, {}) for name in queue.body.compute_environments]
-    if all(reason.code in (Code.NEVER_FITS, Code.CANNOT_RUN_IT) for reason in reasons):
+    if any(reason.code in _OPEN for reason in reasons):
+        return ()
+    return tuple(sorted(reasons, key=lambda reason: _ORDER.index(reason.code)))
+
+
+_OPEN: Final = (*_BUSY, Code.ENVIRONMENT_STARTING)
+
+
+def never_fits(state: KernelState, job: JobRow) -> str | None:
+    """Why no environment of the job's queue can ever run it, as things are; None if one could."""
+    reasons = blocked(state, job)
+    if reasons and all(reason.code in (Code.NEVER_FITS, Code.CANNOT_RUN_IT) for reason in reasons):
         return "; ".join(reason.text for reason in reasons)
     return None
 

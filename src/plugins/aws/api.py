@@ -6,6 +6,7 @@ from typing import Final
 
 from anybatch import Kernel, NotFound
 
+from .blocked import Blocked
 from .containers import Compiled, compile_definition
 from .log_reader import LogReader
 from .settings import AwsSettings
@@ -21,6 +22,7 @@ class Api:
         self.kernel = kernel
         self.settings = settings
         self.logs = LogReader(kernel)
+        self.blocked = Blocked(kernel)
         self._compiled: dict[str, Compiled] = {}
 
     async def compiled(self, reference: str) -> Compiled:

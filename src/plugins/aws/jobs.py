@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from anybatch import JobSummary, NotFound, RequestError
+from anybatch import JobStatus, JobSummary, NotFound, RequestError
 
 from .api import Api
 from .arns import JOB_ID, NODE_ID, job_id, resource_name
@@ -44,7 +44,10 @@ async def describe_jobs(api: Api, call: Call, request: DescribeJobsRequest) -> d
             detail = await api.kernel.describe_job(name)
         except NotFound:
             continue
-        found.append(job_shape(call.place, detail, await api.find_compiled(detail.definition)))
+        shape = job_shape(call.place, detail, await api.find_compiled(detail.definition))
+        if detail.status is JobStatus.RUNNABLE and (why := await api.blocked.status_reason(detail)) is not None:
+            shape["statusReason"] = why
+        found.append(shape)
     return {"jobs": found}
 
 
@@ -94,7 +97,11 @@ async def list_jobs(api: Api, call: Call, request: ListJobsRequest) -> dict[str,
         return {"jobSummaryList": []}  # no array: it has no children
     finally:
         await found.aclose()  # type: ignore[attr-defined]  # it is a generator
-    result: dict[str, Any] = {"jobSummaryList": [summary_shape(call.place, job) for job in page]}
+    shapes = [summary_shape(call.place, job) for job in page]
+    for job, shape in zip(page, shapes, strict=True):
+        if job.status is JobStatus.RUNNABLE and (why := await api.blocked.reason_of(job.id, job.queue)) is not None:
+            shape["statusReason"] = why
+    result: dict[str, Any] = {"jobSummaryList": shapes}
     if more:
         result["nextToken"] = make_token(f"jobs:{queue}", page[-1].position)
     return result

@@ -1,0 +1,163 @@
+"""TL-3: a RUNNABLE job that cannot be placed says why, in AWS's words; one that waits for its turn says nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from anybatch import Code, Reason
+from anybatch.plugins.aws import AwsSettings, BackendChoice
+from anybatch.plugins.aws.blocked import KEPT_S, Blocked, in_aws_words
+from aws_rig import Served, add_queue, container, define, ended, in_status, until
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    """Nothing is sent ahead of a free slot: what waits is RUNNABLE."""
+    choice = BackendChoice(backend="process", options={"ignore_image": True, "lookahead": 0})
+    with Served(settings=AwsSettings(images="local", environments={"EC2": choice})) as served:
+        add_queue(served.client())
+        yield served
+
+
+def needing(client: Any, name: str, **needs: str) -> str:
+    """A job in RUNNABLE that needs this."""
+    requirements = [{"type": kind, "value": value} for kind, value in {"VCPU": "1", "MEMORY": "32", **needs}.items()]
+    client.register_job_definition(
+        jobDefinitionName=name,
+        type="container",
+        containerProperties={**container("true"), "resourceRequirements": requirements},
+    )
+    job: str = client.submit_job(jobName=name, jobQueue="q", jobDefinition=name)["jobId"]
+    return job
+
+
+def reason(client: Any, job_id: str) -> str | None:
+    """What DescribeJobs and ListJobs say; the former may remember for a moment."""
+
+    def look() -> tuple[str | None] | None:
+        [job] = client.describe_jobs(jobs=[job_id])["jobs"]
+        assert job["status"] == "RUNNABLE"
+        listed = client.list_jobs(jobQueue="q", jobStatus="RUNNABLE")["jobSummaryList"]
+        [summary] = [one for one in listed if one["jobId"] == job_id]
+        found = job.get("statusReason")
+        return (found,) if summary.get("statusReason") == found else None
+
+    return until(look)[0]
+
+
+def test_tl_3_more_than_the_environments_have(client: Any) -> None:
+    job = needing(client, "vcpus", VCPU="64")
+    text = reason(client, job)
+    assert text is not None
+    assert text.startswith(
+        "MISCONFIGURATION:COMPUTE_ENVIRONMENT_MAX_RESOURCE - CE(s) associated with the job queue cannot meet the CPU "
+        "requirement of the job. ("
+    )
+    assert "needs 64 vCPU" in text
+    for kind, needs in (("MEMORY", {"MEMORY": "99999999"}), ("GPU", {"GPU": "1"})):
+        other = needing(client, kind.lower(), **needs)
+        text = reason(client, other)
+        assert text is not None
+        assert text.startswith(
+            "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT - The job resource requirement (vCPU/memory/GPU) is higher than "
+            "that can be met by the CE(s) attached to the job queue. ("
+        )
+        client.cancel_job(jobId=other, reason="done")
+    # more vCPUs: it is placed, and the reason goes
+    client.update_compute_environment(computeEnvironment="q", computeResources={"maxvCpus": 64})
+    assert ended(client, job)["statusReason"] == "Essential container in task exited"
+    client.update_compute_environment(computeEnvironment="q", computeResources={"maxvCpus": 4})
+
+
+def test_tl_3_a_job_that_waits_for_its_turn_has_no_reason(client: Any) -> None:
+    define(client, "sleep", "sleep", "600")
+    full = [{"type": "VCPU", "value": "4"}]
+    running = client.submit_job(
+        jobName="x", jobQueue="q", jobDefinition="sleep", containerOverrides={"resourceRequirements": full}
+    )["jobId"]
+    in_status(client, running, "RUNNING")
+    waiting = needing(client, "waits")
+    assert reason(client, waiting) is None
+    client.terminate_job(jobId=running, reason="done")
+    assert ended(client, waiting)["status"] == "SUCCEEDED"
+
+
+def test_tl_3_an_environment_that_takes_nothing(client: Any) -> None:
+    client.update_compute_environment(computeEnvironment="q", state="DISABLED")
+    job = needing(client, "disabled")
+    text = reason(client, job)
+    assert text is not None
+    assert text.startswith("UNDETERMINED - Batch job is blocked, root cause is undetermined. (")
+    assert "DISABLED" in text
+    client.update_compute_environment(computeEnvironment="q", state="ENABLED")
+    assert ended(client, job)["status"] == "SUCCEEDED"
+
+
+def test_tl_3_no_hosts_and_invalid_environments(tmp_path: Any) -> None:
+    choice = BackendChoice(backend="ssh", options={"ignore_image": True, "ssh_config": "none", "use_agent": False})
+    with Served(settings=AwsSettings(images="local", environments={"UNMANAGED": choice})) as served:
+        client = served.client()
+        role = "arn:aws:iam::123456789012:role/batch"
+        client.create_compute_environment(computeEnvironmentName="own", type="UNMANAGED", serviceRole=role)
+        client.create_job_queue(
+            jobQueueName="q", priority=1, computeEnvironmentOrder=[{"order": 1, "computeEnvironment": "own"}]
+        )
+        job = needing(client, "nowhere")
+        text = reason(client, job)
+        assert text is not None
+        assert text.startswith(
+            "CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY - Service cannot fulfill the capacity requested for instance type "
+            "[optimal] ("
+        )
+        # a host that turns the environment INVALID: its inventory cannot be read
+        options = {**choice.options, "inventory": str(tmp_path / "none.toml")}
+        served.run(served.kernel.update_compute_environment("own", options=options))
+        text = reason(client, job)
+        assert text is not None
+        assert text.startswith("ACTION_REQUIRED - CE(s) associated with the job queue are invalid. (")
+
+
+def test_an_array_s_children_say_it_too(client: Any) -> None:
+    define(client, "array", "true")
+    parent = client.submit_job(
+        jobName="a",
+        jobQueue="q",
+        jobDefinition="array",
+        arrayProperties={"size": 3},
+        containerOverrides={"resourceRequirements": [{"type": "VCPU", "value": "64"}]},
+    )["jobId"]
+    [above, child] = client.describe_jobs(jobs=[parent, f"{parent}:1"])["jobs"]
+    assert (above["status"], "statusReason" in above) == ("PENDING", False)
+    assert child["statusReason"].startswith("MISCONFIGURATION:COMPUTE_ENVIRONMENT_MAX_RESOURCE - ")
+    client.cancel_job(jobId=parent, reason="done")
+
+
+def test_the_kernel_is_asked_once_for_many_jobs_of_one_kind(served: Served, client: Any) -> None:
+    jobs = [needing(client, "same", VCPU="64") for _ in range(3)]
+    kernel, asked = served.kernel, 0
+
+    class Counting:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(kernel, name)
+
+        async def blocked(self, job: Any) -> tuple[Reason, ...]:
+            nonlocal asked
+            asked += 1
+            return await kernel.blocked(job)
+
+    async def look() -> set[str | None]:
+        found = Blocked(Counting())  # type: ignore[arg-type]  # a kernel that counts
+        details = await kernel.describe_jobs(jobs)
+        return {await found.status_reason(one) for one in details if one.definition == details[0].definition}
+
+    assert len(served.run(look())) == 1
+    assert asked == 1
+    assert KEPT_S <= 1
+    client.terminate_jobs(jobs=jobs, reason="done")
+
+
+@pytest.mark.parametrize("code", [code for code in Code if code.name in ("NEVER_FITS", "CANNOT_RUN_IT")])
+def test_what_can_never_run_is_a_misconfiguration(code: Code) -> None:
+    assert in_aws_words([Reason(code, "why")], [], 1).startswith("MISCONFIGURATION:")
