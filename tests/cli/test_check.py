@@ -121,3 +121,42 @@ def test_the_documentations_files_are_fine(cli: Cli) -> None:
         assert "[jobs." in block
         cli.write("page.toml", textwrap.dedent(block))
         cli("check", "page.toml").expect(0)
+
+
+DOCKER = """
+[environments.d]
+backend = "docker"
+max_vcpus = 4
+{options}
+[jobs.plain]
+image = "alpine:3"
+array_size = 9
+{job}
+"""
+
+
+def test_docker_environments_are_checked_without_an_engine(cli: Cli) -> None:
+    cli.environment["DOCKER_HOST"] = "unix:///nowhere/docker.sock"
+
+    def checked(status: int, options: str = "", job: str = "") -> str:
+        cli.write("d.toml", DOCKER.format(options=options, job=job))
+        done = cli("check", "d.toml").expect(status)
+        return done.out if status == 0 else done.err
+
+    assert "  4 at once, limited by vcpus\n" in checked(0)
+    assert "it depends: the memory of docker is known once the environment has started" in checked(
+        0, job="memory = 100"
+    )
+    assert "  1 at once, limited by memory\n" in checked(0, "options.memory = 150", "memory = 100")
+    two = 'options.engines = ["unix:///run/a.sock", {{ url = "tcp://lab:2376", name = "b", vcpus = {} }}]'.format
+    assert "it depends: the vCPUs of unix:///run/a.sock are known once" in checked(0, two(2), "vcpus = 3")
+    assert "3 at once and more: the vCPUs of unix:///run/a.sock are" in checked(0, two(9), "vcpus = 3")
+    wrong = checked(2, 'options.refuse = ["privileged"]', "container.privileged = true")
+    assert "jobs.plain.container.privileged: True is not allowed; no environment of queue 'default' honours it" in wrong
+    wrong = checked(2, 'options.refuse = ["colour"]')
+    assert "d.toml:5: environments.d.options.refuse: 'colour' is no container field" in wrong
+    wrong = checked(2, 'options.engines = ["http://here"]')
+    assert "environments.d.options.engines: 'http://here' is not allowed; an engine is unix:///path or tcp://" in wrong
+    cli.write("d.toml", DOCKER.format(options="", job='command = ["x"]').replace('image = "alpine:3"\n', ""))
+    err = cli("check", "d.toml").expect(2).err
+    assert err == "d.toml:6: jobs.plain.image: the environments of queue 'default' run only what has an image\n"
