@@ -1,7 +1,8 @@
 """A kernel at work, to be traced: traced_kernel.py JOURNAL ACKNOWLEDGED
 
 The id of each job is written to the file ACKNOWLEDGED as soon as `submit_job` has returned it, and "ended ID" once
-its cancellation has been answered. The write-ahead file is folded, and snapshots are taken, all the time.
+its cancellation has been answered. The write-ahead file is folded, and snapshots are taken, all the time; now and then
+the journal is made small.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ async def main(path: str, acknowledged: str) -> None:
 
         for n in range(0, JOBS, 2):
             await asyncio.gather(one(n), one(n + 1))
+            if n % 10 == 0:
+                await kernel.compact_journal(keep=0)
     os.close(file)
 
 
