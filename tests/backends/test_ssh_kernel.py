@@ -102,6 +102,44 @@ async def test_a_registered_host_with_a_wrong_key_says_so_and_is_mended(lab: Lab
         assert (await job.wait()).status is JobStatus.SUCCEEDED
 
 
+async def test_explain_says_that_a_host_is_in_quarantine_and_why(lab: Lab, tmp_path: Path) -> None:
+    far = lab.folder / "far"
+    far.mkdir(mode=0o700)
+    lab.machine("a", tmpfs=str(far))
+    async with Kernel(tmp_path / "db") as kernel:
+        await make(kernel, lab, quarantine=3600)
+        filler = await kernel.submit_job(
+            "filler", queue="queue", command=["sh", "-c", f"dd if=/dev/zero of={far}/full bs=1024 2>/dev/null; true"]
+        )
+        await filler.wait()
+        fails = await kernel.submit_job("fails", queue="queue", command=["echo", "x" * 9000], array_size=300)
+        host = await host_is(kernel, "a", HostState.UNAVAILABLE)
+        assert "it is in quarantine until 20" in (host.state_reason or "")
+        assert "Task failed to start" in {(await fails[n].describe()).status_reason for n in range(300)}
+        later = await kernel.submit_job("later", queue="queue", command=["true"])
+        (reason,) = await later.explain()
+        assert reason.code is Code.HOST_UNAVAILABLE
+        assert "host 'a' takes none for now: it is in quarantine until 20" in reason.text
+        assert "No space left on device" in reason.text
+
+
+async def test_no_key_is_in_what_a_kernel_keeps(lab: Lab, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    lab.sshd("a")
+    secret = lab.client_key.read_text().splitlines()[2]
+    async with Kernel(tmp_path / "db") as kernel:
+        await make(kernel, lab)
+        await kernel.register_host("lab", "b", settings=lab.hosts["a"].entry())
+        job = await kernel.submit_job("j", queue="queue", command=["true"], array_size=4)
+        await job.wait()
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert tmp_path / "db" in kept
+    for path in [*kept, *(path for path in (lab.folder / "far").rglob("*") if path.is_file())]:
+        assert secret.encode() not in path.read_bytes()
+    assert secret not in caplog.text
+    assert secret.encode() in lab.client_key.read_bytes()
+
+
 async def test_a_lost_host_fails_its_attempts_as_such_and_evaluate_on_exit_decides(lab: Lab, tmp_path: Path) -> None:
     machine = lab.machine("a")
     pids, gate = tmp_path / "pids", tmp_path / "gate"
