@@ -535,3 +535,43 @@ def test_every_status_is_explained(rig: Rig) -> None:
         "SUCCEEDED": Code.SUCCEEDED,
     }
     assert set(STATUSES) - set(seen) == {"SUBMITTED"}
+
+
+def test_what_failed_by_a_dependency_names_it(rig: Rig) -> None:
+    first, pairs = rig.submit("first", size=2), rig.submit("pairs", n_to_n("first"), size=2)
+    last, steps = rig.submit("last", after("first")), rig.submit("steps", SEQUENTIAL, size=3)
+    idle = rig.submit("idle", after_failure(rig.child(first, 0)))
+    rig.place()
+    rig.exit(first, 0)
+    rig.exit(first, 1, code=1)
+    rig.place()
+    rig.exit(steps, 0, code=1)
+
+    def told(job: int, index: int | None = None) -> list[str]:
+        return [reason.text for reason in explain(rig.state, rig.job(job), index, rig.now_ms)]
+
+    ended = "Dependent Job failed; 0 of 1 attempts were made"
+    name = f"job 'first' ({rig.id(first)}), which is FAILED"
+    assert told(pairs, 1) == [ended, f"it depended on child 1 of {name}"]
+    rig.exit(pairs, 0)
+    assert told(last) == [ended, f"it depended on {name}"]
+    assert told(steps, 1) == [ended, f"it depended on child 0 of job 'steps' ({rig.id(steps)}), which is FAILED"]
+    text = f"it depended on child 0 of job 'first' ({rig.id(first)}), which is SUCCEEDED"
+    assert told(idle) == ["Dependent Job succeeded: not needed; 0 of 1 attempts were made", text]
+
+
+def test_more_failed_dependencies_than_are_named_are_counted(rig: Rig) -> None:
+    jobs = [rig.submit(f"job-{n}", vcpus=0.5) for n in range(7)]
+    last = rig.submit("last", *(after(rig.id(job)) for job in jobs))
+    rig.place()
+    for job in jobs:
+        rig.exit(job, code=1)
+    told = [reason.text for reason in explain(rig.state, rig.job(last), None, rig.now_ms)]
+    assert len(told) == 7
+    assert told[-1] == "and on 2 more that have ended so"
+
+
+def test_what_goes_on_after_a_checkpoint_says_so_behind_what_it_waits_for(rig: Rig) -> None:
+    job = rig.submit(checkpoint_exit_codes=(85,), vcpus=4)
+    rig.run(job, code=85)
+    assert codes(rig, job) == [Code.NEXT, Code.CHECKPOINTED]

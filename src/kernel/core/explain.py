@@ -14,11 +14,20 @@ from msgspec import Struct
 
 from .children import NO_CODE
 from .hosts import why_closed
-from .model import TEXT_ATTEMPT_ENDED, DependencyType, On, ResourceState, ResourceStatus, Shape
+from .model import (
+    TEXT_ATTEMPT_ENDED,
+    TEXT_DEPENDENCY_FAILED,
+    TEXT_NOT_NEEDED,
+    DependencyType,
+    On,
+    ResourceState,
+    ResourceStatus,
+    Shape,
+)
 from .placement import Held, could_fit, honours, reservations
 from .state import MEMORY_UNCOUNTED, EnvironmentRow, HostRow, JobRow, KernelState, QueueRow
 from .states import FAILED, PENDING, RUNNABLE, RUNNING, STARTING, STATUSES, SUCCEEDED
-from .waits import is_answered, is_answered_for, is_met
+from .waits import is_answered, is_answered_for, is_lost, is_met, status_of
 
 NAMED_MAX: Final = 5
 """Jobs, environments or hosts that one explanation names; the rest is counted."""
@@ -97,6 +106,7 @@ def _explain_work(state: KernelState, job: JobRow, index: int, now_ms: int, *, p
     status = job.children.status[index]
     if status in (SUCCEEDED, FAILED):
         yield _ended(job, index, status)
+        yield from _lost(state, job, index)
     elif status in (STARTING, RUNNING):
         yield from _live(state, job, index, now_ms)
     elif status == RUNNABLE:
@@ -118,6 +128,30 @@ def _ended(job: JobRow, index: int, status: int) -> Reason:
     if status == FAILED:
         text += f"; {job.children.number[index]} of {_attempts(job, index)} attempts were made"
     return Reason(Code.SUCCEEDED if status == SUCCEEDED else Code.FAILED, text)
+
+
+def _lost(state: KernelState, job: JobRow, index: int) -> Iterator[Reason]:
+    """Of what failed by its dependencies: which of them, as far as they still stand so."""
+    if job.children.cause_of(index).status_reason not in (TEXT_DEPENDENCY_FAILED, TEXT_NOT_NEEDED):
+        return
+    found = []
+    for dependency in job.depends_on:
+        other, at = state.jobs.get(dependency.job), dependency.index
+        if dependency.type is DependencyType.SEQUENTIAL:
+            other, at = (job, index - 1) if index else (None, None)
+        elif dependency.type is DependencyType.N_TO_N:
+            at = index
+        if other is not None and is_lost(dependency.on, status_of(other, at)):
+            child = "" if at is None else f"child {at} of "
+            found.append(f"it depended on {child}job {other.name!r} ({other.job_id}), which is {_stands(other, at)}")
+    for text in found[:NAMED_MAX]:
+        yield Reason(Code.FAILED, text)
+    if len(found) > NAMED_MAX:
+        yield Reason(Code.FAILED, f"and on {len(found) - NAMED_MAX} more that have ended so")
+
+
+def _stands(job: JobRow, index: int | None) -> str:
+    return STATUSES[status_of(job, index)].value
 
 
 def _attempts(job: JobRow, index: int) -> int:
