@@ -173,6 +173,7 @@ FRONT_ENDS = """
 hello = hello_front:Hello
 old = hello_front:Old
 clash = hello_front:Clash
+counter = my_package:Counter
 gone = no_such_module_anywhere:FrontEnd
 """
 
@@ -185,6 +186,8 @@ def with_front_ends(quick: Quick) -> None:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: greeting\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(FRONT_ENDS)
     (site / "hello_front.py").write_text(HELLO)
+    page = (Path(__file__).resolve().parents[2] / "docs" / "serve.md").read_text()
+    (site / "my_package.py").write_text(page.split("```python\n", 1)[1].split("```", 1)[0])
     quick.environment["PYTHONPATH"] = os.pathsep.join([str(site), quick.environment.get("PYTHONPATH", "")])
 
 
@@ -196,10 +199,13 @@ def test_a_front_end_of_anybodys_is_served_and_what_is_broken_costs_itself_only(
     assert "--hello PATH" in out
     assert "--bind HOST:PORT" in out
     assert "--clash" not in out
-    with serve("--config", "anybatch.toml", "--hello", "h.sock") as process:
+    with serve("--config", "anybatch.toml", "--hello", "h.sock", "--counter", "c.sock") as process:
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(quick.folder / "h.sock"))
             assert client.recv(10) == b"1"
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(quick.folder / "c.sock"))
+            assert client.recv(10) == b"1\n"
         (job,) = quick("ps", "--json").expect(0).json
         assert job["name"] == "asked"
         assert quick("describe", "--json", "asked").expect(0).json[0]["principal"] == "greeter"
