@@ -106,6 +106,8 @@ class RecordingContext:
         self.notes: dict[AttemptKey, str] = {}
         """The latest that `waiting` said of each attempt."""
         """Attempts that were found, and where."""
+        self.honoured: frozenset[str] | None = None
+        """The container fields that the backend said it honours (None: those of its capabilities)."""
         self.failures: list[str] = []
         self.seen: list[Seen] = []
         self.faults: list[tuple[str, str]] = []
@@ -304,6 +306,7 @@ class RecordingContext:
 
     def honours(self, fields: Collection[str]) -> None:
         self._check("honours")
+        self.honoured = frozenset(fields)
         if set(fields) - CONTAINER_FIELDS - {IMAGE_REQUIRED}:
             self._fault(WELL_FORMED, f"honours: container fields that there are not: {sorted(fields)}")
 

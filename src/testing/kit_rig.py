@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 import anyio
 import msgspec
-from anybatch.kernel.backend import AttemptKey, AttemptSpec, Backend, BackendFactory, Capabilities, Launch
+from anybatch.kernel.backend import AttemptKey, AttemptSpec, Backend, BackendFactory, Capabilities, Foretells, Launch
 
 from .kit_context import WAIT_S, RecordingContext, RuleBroken, Seen
 from .kit_programs import BEAT_S, MARKS, Programs, marks_name, shell_programs
@@ -118,6 +118,11 @@ def rule(*acts: str, needs: Sequence[Needs] = ()) -> Callable[[Callable[[Rig], A
         return made
 
     return add
+
+
+def needs_expects(_: Description, backend: Backend) -> str | None:
+    """Why a backend cannot be asked what to expect."""
+    return None if isinstance(backend, Foretells) else "it does not tell what to expect"
 
 
 def _if(holds: Callable[[Description, Capabilities], bool], otherwise: str) -> Needs:

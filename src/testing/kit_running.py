@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import msgspec
-from anybatch.kernel.backend import API_VERSION, AttemptKey, Backend, Capabilities, Launch
+from anybatch.kernel.backend import API_VERSION, AttemptKey, Backend, Capabilities, Capacity, Foretells, Launch
 from anybatch.kernel.core.container import CONTAINER_FIELDS
 
 from .kit_context import AFTER_CLOSE, EXITED, LOST, WELL_FORMED
-from .kit_rig import SLACK_MS, Rig, needs_commands, needs_files, needs_logs, rule, shown
+from .kit_rig import SLACK_MS, Rig, needs_commands, needs_expects, needs_files, needs_logs, rule, shown
 
 CODES = (0, 1, 3, 255)
 LEAK = "ANYBATCH_KIT_LEAK"
@@ -89,6 +89,30 @@ async def start_offers_hosts(rig: Rig) -> None:
     session = await rig.open()
     none = [host for host, capacity in session.context.hosts.items() if capacity.vcpus_milli <= 0]
     rig.expect(not none, f"hosts without a vCPU: {none}")
+
+
+@rule(needs=[needs_expects])
+async def what_is_expected_is_offered(rig: Rig) -> None:
+    """If a class tells what to `expect`, start offers those hosts, with what was not left to them to tell."""
+    session = await rig.open()
+    context, kind = session.context, type(session.backend)
+    assert issubclass(kind, Foretells)
+    expected = kind.expects(context.settings)
+    names = sorted(host.name for host in expected.hosts)
+    rig.expect(names == sorted(context.hosts), f"expected were hosts {names}, offered are {sorted(context.hosts)}")
+    for host in expected.hosts:
+        said, offered = _limits(host.capacity), _limits(context.hosts[host.name])
+        wrong = {limit: (said[limit], offered[limit]) for limit in said if said[limit] != offered[limit]}
+        wrong = {limit: pair for limit, pair in wrong.items() if limit not in host.probed}
+        rig.expect(not wrong, f"host {host.name!r} was expected to offer otherwise than it does: {wrong}")
+    honoured = session.backend.capabilities.container if context.honoured is None else context.honoured
+    missing = sorted(honoured ^ frozenset(expected.container))
+    rig.expect(not missing, f"container fields that are honoured and were not expected, or the reverse: {missing}")
+
+
+def _limits(capacity: Capacity) -> dict[str, object]:
+    """Under the names that `ExpectedHost.probed` has for them."""
+    return {"vcpus": capacity.vcpus_milli, "memory": capacity.memory_mib, "gpus": sorted(capacity.gpus)}
 
 
 # -- exits --------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from anybatch.kernel.backend import (
     Backend,
     BackendContext,
     Capabilities,
+    EnvironmentSettings,
+    Expectation,
     Launch,
 )
 from anybatch.testing.backend_kit import FUNCTIONS
@@ -67,6 +69,38 @@ class NoHosts(Wrapped):
     class through(Through):
         def host_up(self, *_: Any) -> None:
             pass
+
+
+class OneHost(Wrapped):
+    """What InlineBackend tells of itself."""
+
+    @staticmethod
+    def expects(settings: EnvironmentSettings) -> Expectation:
+        return InlineBackend.expects(settings)
+
+
+@breaks("what_is_expected_is_offered")
+class ExpectsMoreHosts(OneHost):
+    @staticmethod
+    def expects(settings: EnvironmentSettings) -> Expectation:
+        (host,) = InlineBackend.expects(settings).hosts
+        return Expectation(hosts=[host, msgspec.structs.replace(host, name="another")])
+
+
+@breaks("what_is_expected_is_offered")
+class ExpectsMoreMemory(OneHost):
+    @staticmethod
+    def expects(settings: EnvironmentSettings) -> Expectation:
+        (host,) = InlineBackend.expects(settings).hosts
+        more = msgspec.structs.replace(host.capacity, memory_mib=1 << 40)
+        return Expectation(hosts=[msgspec.structs.replace(host, capacity=more)])
+
+
+@breaks("what_is_expected_is_offered")
+class ExpectsToHonourMore(OneHost):
+    @staticmethod
+    def expects(settings: EnvironmentSettings) -> Expectation:
+        return Expectation(hosts=InlineBackend.expects(settings).hosts, container={"privileged"})
 
 
 # -- exits --------------------------------------------------------------------------------------------
