@@ -16,6 +16,7 @@ from anybatch.kernel.core.children import NO_CODE, PastAttempt
 from anybatch.kernel.core.effects import Effect, LaunchAttempts, NotifyChildren, NotifyJob, StopAttempts, WantPlan
 from anybatch.kernel.core.errors import RequestError
 from anybatch.kernel.core.events import AnyEvent
+from anybatch.kernel.core.indexes import Indexes
 from anybatch.kernel.core.invariants import check_invariants
 from anybatch.kernel.core.machine import Step, handle, next_timer_ms, replay
 from anybatch.kernel.core.model import (
@@ -183,6 +184,7 @@ class Rig:
         *depends_on: ask.DependencyRequest,
         queue: str = "queue",
         size: int | None = None,
+        indexes: Indexes | None = None,
         definition: str | None = None,
         token: str | None = None,
         attempts: int | None = None,
@@ -207,6 +209,7 @@ class Rig:
                 definition=definition,
                 overrides=Overrides(**overrides),
                 size=size,
+                indexes=indexes,
                 depends_on=depends_on,
                 client_token=token,
             )

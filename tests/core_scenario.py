@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from anybatch.kernel.core import inputs as ask
+from anybatch.kernel.core.indexes import made_of
 from anybatch.kernel.core.model import Action, EvaluateOnExit, ExitKind, On, OnMaxFailures, RetryStrategy
 from anybatch.kernel.core.states import FAILED
 from core_rig import (
@@ -91,6 +92,8 @@ def lives(rig: Rig) -> None:
     rig.submit("few", size=4, max_running=1, vcpus=0.5, attempts=2, queue="high")
     rig.submit("frail", size=5, max_failures=1, on_max_failures=OnMaxFailures.TERMINATE, vcpus=0.5, queue="high")
     rig.submit("long", size=2, checkpoint_exit_codes=(1,), max_checkpoints=1, vcpus=0.5, queue="high")
+    rig.submit("picked", size=3, indexes=made_of([3, 7, 9]), vcpus=0.5, queue="high")
+    rig.submit("spaced", SEQUENTIAL_ANY, size=3, indexes=range(10, 25, 5), vcpus=0.5, queue="high")
     rig.do(ask.DeregisterDefinition(name="step", revision=2))
     for round_number in range(40):
         if all(job.ended for job in rig.state.jobs.values()):

@@ -160,6 +160,7 @@ def _facts(detail: anybatch.JobDetail) -> list[tuple[str, str]]:
         ("status", str(detail.status)),
         ("why", _reason(detail)),
         ("children", children(detail) if detail.array_size is not None else ""),
+        ("indexes", detail.array or ""),
         ("limits", _limits(detail)),
         ("command", " ".join(detail.command)),
         ("definition", detail.definition or ""),

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import anybatch
 import msgspec
+from anybatch.kernel.array_arguments import array_of
 from anybatch.kernel.config_check import judge
 from anybatch.kernel.config_fit import check_options, fits, misfits
 from anybatch.kernel.config_model import LOCAL, Checker, Config, PlannedJob
@@ -60,6 +61,11 @@ def _hash(value: object) -> str:
 def depends_on(job: PlannedJob, handles: Mapping[str, anybatch.JobHandle]) -> list[Any]:
     """The job's dependencies as `submit_job` takes them."""
     return [after.entry(None if after.job is None else handles[after.job]) for after in job.depends_on]
+
+
+def children_of(job: PlannedJob) -> int | None:
+    """How many children the job has; None: it is a single one."""
+    return array_of(job.arguments.get("array_size"), job.arguments.get("array"))[0]
 
 
 def completed(

@@ -75,6 +75,7 @@ def add_parser(commands: Any) -> None:
     )
     one = parser.add_argument_group("for a command, written after --")
     one.add_argument("-a", "--array-size", metavar="N", help="run it N times, as an array")
+    one.add_argument("--array", metavar="INDEXES", help="run it as an array with these indexes, such as 0-15:4,20")
     one.add_argument("--image", metavar="IMAGE", help="run it in a container; without a command the image's own runs")
     one.add_argument("--name", metavar="NAME", help="the job's name (default: the program's)")
     one.add_argument("--vcpus", metavar="N", help="vCPUs of each attempt (default: 1)")
@@ -167,7 +168,7 @@ def _check_use(options: argparse.Namespace) -> None:
     if options.file is None and not options.command and options.image is None and options.journal is None:
         raise bad("", "nothing to run: give a file, or a command after -- (see anybatch run --help)")
     if not options.command and not options.image:
-        for name in ("array_size", "image", "name", "vcpus", "memory", "retry", "timeout"):
+        for name in ("array_size", "array", "image", "name", "vcpus", "memory", "retry", "timeout"):
             if getattr(options, name) is not None:
                 raise bad(_option(("jobs", "", name)), "it is for a command, written after --; a file says it itself")
 
@@ -231,6 +232,7 @@ def _plan_of_command(options: argparse.Namespace) -> Plan:
         "command": options.command or None,
         "image": options.image,
         "array_size": None if size == 1 else size,
+        "array": options.array,
         "vcpus": _number("--vcpus", options.vcpus, float, "a number of vCPUs"),
         "memory": options.memory,
         "retry": _number("--retry", options.retry, int, "a number of attempts"),

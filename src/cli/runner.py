@@ -21,7 +21,7 @@ from anybatch.kernel.core.model import TEXT_NOT_NEEDED
 from rich.console import Console
 
 from .journals import EngineFailure, keep
-from .plan import Plan, depends_on
+from .plan import Plan, children_of, depends_on
 from .progress import Progress, Row, make_progress
 from .summary import Gathered, RunReport, gather, job_report, why
 
@@ -60,7 +60,7 @@ class Run:
         self._signals = 0
         self._stopping = asyncio.Event()
         self._error: str | None = None
-        self._rows = {job.name: Row(job.name, job.arguments.get("array_size")) for job in plan.config.jobs}
+        self._rows = {job.name: Row(job.name, children_of(job)) for job in plan.config.jobs}
         self._handles: dict[str, anybatch.JobHandle] = {}
         self._gathered: dict[str, Gathered] = {}
         self._named: dict[str, set[int]] = {}

@@ -19,6 +19,7 @@ EXAMPLES: Final = """
   anybatch submit -- make test                    a job on the only queue, or the one called "default"
   anybatch submit -a 100 --queue batch -- ./work.sh
   anybatch submit -a 1000 --max-failures 10 -- ./work.sh    stops when ten of them have failed
+  anybatch submit --array 3,7,20-90:10 -- ./work.sh         children 3, 7, 20, 30, ..., 90
   anybatch submit --definition resize --parameter input=a.png --wait
   anybatch submit --after resize -- ./report.sh   once that has SUCCEEDED
   anybatch submit --after-failure resize -- ./alert.sh
@@ -38,6 +39,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--definition", metavar="NAME[:REVISION]", help="what to run; the rest overrides it")
     parser.add_argument("--name", metavar="NAME", help="the job's name (default: the definition's or program's)")
     parser.add_argument("-a", "--array-size", type=int, metavar="N", help="run it N times, as an array")
+    parser.add_argument("--array", metavar="INDEXES", help="an array with these indexes, such as 0-15:4,20")
     parser.add_argument("--max-running", type=int, metavar="N", help="children that run at once, at most")
     parser.add_argument("--max-failures", type=int, metavar="N", help="stop the array when N children have failed")
     parser.add_argument(
@@ -108,6 +110,7 @@ async def _arguments(kernel: anybatch.Kernel, options: argparse.Namespace) -> di
         "definition": options.definition,
         "command": options.command or None,
         "array_size": options.array_size,
+        "array": options.array,
         "max_running": options.max_running,
         "image": options.image,
         "max_failures": options.max_failures,

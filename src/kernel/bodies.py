@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import arguments as args
+from .array_arguments import array_of
 from .backend import EnvironmentSettings
 from .container_arguments import make_container
 from .core.errors import InvalidValue
@@ -83,6 +84,7 @@ def submission(
     queue: Any,
     definition: Any = None,
     array_size: Any = None,
+    array: Any = None,
     depends_on: Any = None,
     command: Any = None,
     script: Any = None,
@@ -132,13 +134,15 @@ def submission(
         checkpoint_exit_codes=args.exit_codes("checkpoint_exit_codes", checkpoint_exit_codes),
         max_checkpoints=args.optional_whole("max_checkpoints", max_checkpoints),
     )
+    size, indexes = array_of(array_size, array)
     return SubmitJob(
         job_id=job_id,
         name=args.text("name", name),
         queue=args.text("queue", queue),
         definition=None if definition is None else args.definition("definition", definition),
         overrides=overrides,
-        size=args.optional_whole("array_size", array_size),
+        size=size,
+        indexes=indexes,
         depends_on=args.dependencies("depends_on", depends_on),
         client_token=args.optional_text("client_token", client_token),
     )

@@ -256,7 +256,7 @@ class _Judge:
             after.entry(None if after.job is None else self.jobs[after.job].job_id) for after in known_jobs
         ]
         row, wrong = accepted(self._submit, arguments, place, self._checker, [after.at for after in known_jobs])
-        if "array_size" in wrong or row is None:
+        if {"array_size", "array"} & wrong or row is None:
             self._unsized.add(job.name)
         if row is not None:
             self.jobs[job.name] = row
@@ -355,8 +355,9 @@ def _repair(arguments: dict[str, Any], found: Place) -> bool:
         arguments["parameters"] = {**(value or {}), str(rest[0]): "x"}
     elif head in MAPPINGS and rest and isinstance(value, Mapping) and rest[0] in value:
         arguments[head] = {name: entry for name, entry in value.items() if name != rest[0]}
-    elif head == "array_size":
-        del arguments["array_size"]
+    elif head in ("array_size", "array"):
+        arguments.pop("array_size", None)
+        arguments.pop("array", None)
         arguments["depends_on"] = []  # what only arrays may have is not wrong for that
     elif head in arguments and head not in ("backend", "compute_environments"):
         del arguments[head]

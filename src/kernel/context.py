@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec, Protocol, cast
 
 from .backend import AttemptKey, Capacity, EnvironmentSettings
 from .core.container import CONTAINER_FIELDS, IMAGE_REQUIRED
+from .core.indexes import place_of
 from .core.inputs import Ended, EnvironmentFailed, Found, HostDown, HostPaused, HostUp, Started, Unknown
 from .core.model import ExitKind
 
 if TYPE_CHECKING:
     from .clock import Clock
+    from .core.state import JobRow
     from .runtime import Runtime
 
 REASON_CHARS_MAX: Final = 1000
@@ -86,21 +88,25 @@ class Context:
         indexes: Sequence[int],
         codes: Sequence[int | None] | None = None,
         at_ms: Sequence[int] | None = None,
-    ) -> int | None:
-        """The serial of a known job. Raises ValueError, or what comes of it, for what the core cannot take."""
+    ) -> tuple[int, Sequence[int]] | None:
+        """The serial of a known job, and the places of its children with these indexes.
+
+        Raises ValueError, or what comes of it, for what the core cannot take.
+        """
         state = self._runtime.state
         serial = state.ids.get(job_id)
         if serial is None or not len(indexes):
             return None
-        size = state.jobs[serial].children.size
+        job = state.jobs[serial]
         lengths = {len(indexes), len(indexes if codes is None else codes), len(indexes if at_ms is None else at_ms)}
-        if {*map(type, indexes)} != {int} or min(indexes) < 0 or max(indexes) >= size or type(number) is not int:
+        places = _places(job, indexes) if {*map(type, indexes)} == {int} and type(number) is int else None
+        if places is None:
             raise ValueError(f"attempt {number!r} of {job_id}, indexes {list(indexes)[:10]!r}")
         if len(lengths) > 1 or (at_ms is not None and {*map(type, at_ms)} != {int}):
             raise ValueError(f"{len(indexes)} attempts of {job_id} with other numbers of codes or times, or no times")
         if codes is not None and not {*map(type, codes)} <= {int, type(None)}:
             raise ValueError(f"exit codes of {job_id} that are no numbers: {list(codes)[:10]!r}")
-        return serial
+        return serial, places
 
     def _forget_notes(self, job_id: str, number: int, indexes: Sequence[int]) -> None:
         notes = self._driver.notes
@@ -146,22 +152,23 @@ class Context:
     def host_of(self, attempt: AttemptKey) -> str | None:
         state = self._runtime.state
         job = state.jobs.get(state.ids.get(attempt.job_id, 0))
-        if job is None or not 0 <= attempt.index < job.children.size:
+        place = None if job is None else place_of(job.indexes, job.children.size, attempt.index)
+        if job is None or place is None:
             return None
         children = job.children
-        serial = children.hosts()[attempt.index] if children.number[attempt.index] == attempt.number else 0
-        for past in children.past(attempt.index):
+        serial = children.hosts()[place] if children.number[place] == attempt.number else 0
+        for past in children.past(place):
             serial = past.host if past.number == attempt.number else serial
         host = state.hosts.get(serial)
         return host.name if host is not None and host.environment == self.settings.name else None
 
     @_checked
     def started(self, job_id: str, number: int, indexes: Sequence[int], at_ms: Sequence[int] | None = None) -> None:
-        serial = self._job(job_id, number, indexes, None, at_ms)
-        if serial is not None:
+        found = self._job(job_id, number, indexes, None, at_ms)
+        if found is not None:
             self._forget_notes(job_id, number, indexes)
             self._runtime.report(
-                Started(environment=self.settings.name, job=serial, number=number, indexes=indexes, at_ms=at_ms)
+                Started(environment=self.settings.name, job=found[0], number=number, indexes=found[1], at_ms=at_ms)
             )
 
     @_checked
@@ -178,11 +185,11 @@ class Context:
         started_ms: Sequence[int] | None = None,
     ) -> None:
         if started_ms is not None:
-            serial = self._job(job_id, number, indexes, codes, started_ms)
-            if serial is not None:
+            found = self._job(job_id, number, indexes, codes, started_ms)
+            if found is not None:
                 self._runtime.report(
                     Started(
-                        environment=self.settings.name, job=serial, number=number, indexes=indexes, at_ms=started_ms
+                        environment=self.settings.name, job=found[0], number=number, indexes=found[1], at_ms=started_ms
                     )
                 )
         self._ended(job_id, number, indexes, ExitKind.EXITED, codes, at_ms, reason, status_reason)
@@ -213,15 +220,15 @@ class Context:
         reason: str | None,
         status_reason: str | None,
     ) -> None:
-        serial = self._job(job_id, number, indexes, codes, at_ms)
-        if serial is not None:
+        found = self._job(job_id, number, indexes, codes, at_ms)
+        if found is not None:
             self._forget_notes(job_id, number, indexes)
             self._runtime.report(
                 Ended(
                     environment=self.settings.name,
-                    job=serial,
+                    job=found[0],
                     number=number,
-                    indexes=indexes,
+                    indexes=found[1],
                     kind=kind,
                     codes=codes,
                     at_ms=at_ms,
@@ -233,21 +240,23 @@ class Context:
     @_checked
     def found(self, host: str, job_id: str, number: int, indexes: Sequence[int]) -> None:
         keys = [AttemptKey(job_id, index, number) for index in indexes]
-        serial = self._job(job_id, number, indexes)
-        if serial is not None:
+        found = self._job(job_id, number, indexes)
+        if found is not None:
+            job, places = found
             self._runtime.report(
-                Found(environment=self.settings.name, host=kept_text(host), job=serial, number=number, indexes=indexes)
+                Found(environment=self.settings.name, host=kept_text(host), job=job, number=number, indexes=places)
             )
         self._runtime.when_handled(lambda error: self._driver.stop_strays(keys) if error is None else None)
 
     @_checked
     def unknown(self, job_id: str, number: int, indexes: Sequence[int], *, for_ms: int | None = None) -> None:
-        serial = self._job(job_id, number, indexes)
+        found = self._job(job_id, number, indexes)
         if for_ms is not None and (type(for_ms) is not int or for_ms < 0):
             raise ValueError(f"for_ms {for_ms!r}")
-        if serial is not None:
+        if found is not None:
+            job, places = found
             self._runtime.report(
-                Unknown(environment=self.settings.name, job=serial, number=number, indexes=indexes, for_ms=for_ms)
+                Unknown(environment=self.settings.name, job=job, number=number, indexes=places, for_ms=for_ms)
             )
 
     @_checked
@@ -276,3 +285,13 @@ class Context:
             callback()
 
         self._runtime.when_handled(lambda error: acknowledge(self) if error is None else None, urgent=False)
+
+
+def _places(job: JobRow, indexes: Sequence[int]) -> Sequence[int] | None:
+    """The places of the children with these indexes; None if one of them is no child's."""
+    own, size = job.indexes, job.children.size
+    if own is None:
+        return indexes if min(indexes) >= 0 and max(indexes) < size else None
+    places = [place_of(own, size, index) for index in indexes]
+    found = [place for place in places if place is not None]
+    return found if len(found) == len(places) else None

@@ -21,6 +21,7 @@ from .backend import AttemptKey, AttemptSpec, Backend, Forgets, HostStatus, Laun
 from .context import REASON_CHARS_MAX, Context, kept_text
 from .core.effects import LaunchAttempts, StopAttempts
 from .core.errors import AnyBatchError, BackendError
+from .core.indexes import place_of
 from .core.inputs import AllListed, Ended, EnvironmentFailed
 from .core.model import DEFAULT_GRACE_MS, TEXT_NOT_STARTED, ResourceStatus
 from .core.state import JobRow
@@ -109,11 +110,12 @@ class Driver:
     def _is_live(self, key: AttemptKey) -> bool:
         state = self._runtime.state
         job = state.jobs.get(state.ids.get(key.job_id, 0))
-        if job is None or job.children.number[key.index] != key.number:
+        place = None if job is None else place_of(job.indexes, job.children.size, key.index)
+        if job is None or place is None or job.children.number[place] != key.number:
             return False
-        host = state.hosts.get(job.children.hosts()[key.index])
+        host = state.hosts.get(job.children.hosts()[place])
         here = host is not None and host.environment == self.name
-        return here and job.children.status[key.index] in (STARTING, RUNNING)
+        return here and job.children.status[place] in (STARTING, RUNNING)
 
     def restart(self) -> None:
         """Tell the backend of an update, or start it anew if it could not work."""
@@ -211,7 +213,7 @@ class Driver:
             else:
                 jobs = self._runtime.state.jobs
                 stops = [e for e in batch if isinstance(e, StopAttempts) and e.job in jobs]
-                await self._end([AttemptKey(jobs[e.job].job_id, i, number) for e in stops for i, number in e.attempts])
+                await self._end([_key(jobs[e.job], i, number) for e in stops for i, number in e.attempts])
 
     async def _synced(self) -> bool:
         """Return once all that is committed now is on disk (True), or the kernel has stopped."""
@@ -307,11 +309,11 @@ class Driver:
         return Launch(
             job_id=job.job_id,
             number=effect.number,
-            indexes=effect.indexes,
+            indexes=job.shown(effect.indexes),
             host=state.hosts[effect.host].name,
             spec=self._spec(job),
             array_size=job.size,
-            gpus={i: job.gpus[i] for i in effect.indexes} if job.gpus else {},
+            gpus={job.index_of(i): job.gpus[i] for i in effect.indexes} if job.gpus else {},
         )
 
     def _with_role(self, launch: Launch) -> list[Launch]:
@@ -390,15 +392,23 @@ class Driver:
             Launch(
                 job_id=state.jobs[serial].job_id,
                 number=number,
-                indexes=indexes,
+                indexes=state.jobs[serial].shown(indexes),
                 host=state.hosts[host].name,
                 spec=self._spec(state.jobs[serial]),
                 array_size=state.jobs[serial].size,
-                gpus={i: state.jobs[serial].gpus[i] for i in indexes if i in state.jobs[serial].gpus},
+                gpus=_gpus(state.jobs[serial], indexes),
                 known_started=running,
             )
             for (serial, number, host, running), indexes in found.items()
         ]
+
+
+def _gpus(job: JobRow, places: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    return {job.index_of(i): job.gpus[i] for i in places if i in job.gpus}
+
+
+def _key(job: JobRow, place: int, number: int) -> AttemptKey:
+    return AttemptKey(job.job_id, job.index_of(place), number)
 
 
 def attempt_spec(job: JobRow, environment: str) -> AttemptSpec:

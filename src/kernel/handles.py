@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from .core.errors import InvalidValue, NotFound
 from .core.explain import Reason
+from .core.indexes import Indexes, in_words, place_of
 from .views import JobDetail, JobRerun
 
 if TYPE_CHECKING:
@@ -16,15 +17,18 @@ if TYPE_CHECKING:
 class JobHandle:
     """A job, or one child of an array; wherever a job's id is taken, a handle is too."""
 
-    __slots__ = ("_kernel", "array_size", "id", "name", "warnings")
+    __slots__ = ("_kernel", "_own", "array_size", "id", "name", "warnings")
 
-    def __init__(self, kernel: JobCalls, job_id: str, name: str, array_size: int | None) -> None:
+    def __init__(
+        self, kernel: JobCalls, job_id: str, name: str, array_size: int | None, indexes: Indexes | None = None
+    ) -> None:
         self._kernel = kernel
         self.id = job_id
         """The job's id, or the child's: `<job>:<index>`."""
         self.name = name
         self.array_size = array_size
         """How many children the job has; None for a single job and for a child."""
+        self._own = indexes
         self.warnings: tuple[str, ...] = ()
         """From its submit: what was accepted but is probably not meant."""
 
@@ -34,13 +38,19 @@ class JobHandle:
             raise InvalidValue("index", index, "an index is a whole number (int)")
         if self.array_size is None:
             raise NotFound("child", f"{self.id}:{index}", "that job is not an array")
-        if not 0 <= index < self.array_size:
-            raise NotFound("child", f"{self.id}:{index}", f"its indexes are 0 to {self.array_size - 1}")
+        if place_of(self._own, self.array_size, index) is None:
+            there = in_words(self._own, self.array_size)
+            raise NotFound("child", f"{self.id}:{index}", f"its indexes are {there}")
         return JobHandle(self._kernel, f"{self.id}:{index}", self.name, None)
 
     def __iter__(self) -> Iterator[JobHandle]:
         """The handles of the children; none for a single job and for a child."""
-        return (self[index] for index in range(len(self)))
+        return (JobHandle(self._kernel, f"{self.id}:{index}", self.name, None) for index in self.indexes)
+
+    @property
+    def indexes(self) -> Sequence[int]:
+        """The indexes of the children, ascending; none for a single job and for a child."""
+        return range(len(self)) if self._own is None else self._own
 
     def __len__(self) -> int:
         """The number of children; 0 for a single job and for a child."""

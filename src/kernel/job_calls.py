@@ -16,7 +16,8 @@ from .calls import Calls
 from .core.container import ContainerSpec
 from .core.errors import Conflict, InvalidValue, NotFound
 from .core.explain import Code, Reason, blocked, explain, never_fits
-from .core.inputs import RerunJob, StopJob
+from .core.indexes import kept
+from .core.inputs import RerunJob, StopJob, SubmitJob
 from .core.model import RetryStrategy
 from .core.resources import get_queue
 from .core.state import JobRow
@@ -31,6 +32,9 @@ log = Log("anybatch.kernel")
 
 JobReference = str | JobHandle
 DependsOn = Iterable["JobReference | args.After | args.NToN | args.Sequential | Mapping[str, Any]"]
+
+Array = range | Sequence[int] | Mapping[str, int] | str
+"""Indexes of an array's children: `range(10, 100, 5)`, `[3, 7, 9]`, `{"start": 10, "stop": 100}`, `"0-15:4,20"`."""
 
 LIST_PAGE: Final = 500
 """Jobs that `list_jobs` looks at between two pauses for the event loop."""
@@ -48,6 +52,7 @@ class JobCalls(Calls):
         queue: str,
         definition: str | DefinitionDetail | None = None,
         array_size: int | None = None,
+        array: Array | None = None,
         depends_on: DependsOn | None = None,
         command: Sequence[str] | None = None,
         script: str | os.PathLike[str] | None = None,
@@ -77,8 +82,9 @@ class JobCalls(Calls):
         """Queue a job; returns once that is on disk.
 
         `definition` is a name (its newest ACTIVE revision) or `name:revision`; without one, `command` or `script`
-        says what to run. `array_size` makes it an array of that many children, of which `max_running` run at once, at
-        most (None: as many as there is room for); it stops when `max_failures` of them have FAILED: with
+        says what to run. `array_size` makes it an array of that many children, with the indexes from 0 on; `array`
+        one with these indexes (a range, a list, or a text such as "0-15:4,20"). Of its children `max_running` run at
+        once, at most (None: as many as there is room for); it stops when `max_failures` of them have FAILED: with
         `on_max_failures="cancel"` what runs goes on, with "terminate" it is stopped too. `depends_on` lists jobs that
         have to have SUCCEEDED (ids, handles, or names: the one unfinished job of that name, else its newest finished
         one), `after_any(job)`, `after_failure(job)`, `n_to_n(job)` and `SEQUENTIAL`. What else is given overrides the
@@ -99,21 +105,17 @@ class JobCalls(Calls):
             definition = definition.reference
         request = bodies.submission(
             self._ids.job_id() if job_id is None else args.job_id("job_id", job_id),
-            name=name, queue=queue, definition=definition, array_size=array_size, depends_on=depends_on,
+            name=name, queue=queue, definition=definition, array_size=array_size, array=array, depends_on=depends_on,
             command=command, script=script, environment=environment, parameters=parameters, vcpus=vcpus, memory=memory,
             gpus=gpus, retry=retry, timeout=timeout, workdir=workdir, scratch=scratch, image=image,
             container=container, tags=tags, scheduling_priority=scheduling_priority, client_token=client_token,
             metadata=metadata, max_running=max_running, max_failures=max_failures, on_max_failures=on_max_failures,
-            role=role,
-            checkpoint_exit_codes=checkpoint_exit_codes, max_checkpoints=max_checkpoints,
+            role=role, checkpoint_exit_codes=checkpoint_exit_codes, max_checkpoints=max_checkpoints,
         )  # fmt: skip
         serial = await self._open.request(request)
         job = self._live.state.jobs.get(serial)
         if job is None:  # its queue keeps what has ended for so short that it has been forgotten meanwhile
-            gone = await self._forgotten.find(serial)
-            if gone is None:
-                return JobHandle(self, request.job_id, request.name, array_size)
-            return JobHandle(self, gone.job_id, gone.name, gone.size)
+            return await self._forgotten_handle(serial, request)
         handle = self._handle(job)
         misfit = never_fits(self._live.state, job)
         if misfit is not None:
@@ -121,10 +123,17 @@ class JobCalls(Calls):
             log.warning("job_never_fits", job=job.job_id, name=job.name, why=misfit)
         return handle
 
+    async def _forgotten_handle(self, serial: int, request: SubmitJob) -> JobHandle:
+        """Of the job that this request, or an earlier one with its client token, has made."""
+        gone = await self._forgotten.find(serial)
+        if gone is None:
+            return JobHandle(self, request.job_id, request.name, request.size, request.indexes)
+        return JobHandle(self, gone.job_id, gone.name, gone.size, kept(gone.indexes))
+
     def _handle(self, job: JobRow, index: int | None = None) -> JobHandle:
         if index is None:
-            return JobHandle(self, job.job_id, job.name, job.size)
-        return JobHandle(self, f"{job.job_id}:{index}", job.name, None)
+            return JobHandle(self, job.job_id, job.name, job.size, job.indexes)
+        return JobHandle(self, job.child_id(index), job.name, None)
 
     async def job(self, job: JobReference) -> JobHandle:
         """The handle of a job or child."""
@@ -148,7 +157,7 @@ class JobCalls(Calls):
         if (row.size is not None and index is None) or children.status[at] != STARTING:
             return None
         host = self._live.state.hosts.get(children.hosts()[at])
-        key = AttemptKey(row.job_id, at, children.number[at])
+        key = AttemptKey(row.job_id, row.index_of(at), children.number[at])
         return self._drivers.note(host.environment, key) if host is not None else None
 
     async def explain(self, job: JobReference) -> tuple[Reason, ...]:
@@ -297,7 +306,7 @@ class JobCalls(Calls):
             backend = self._drivers[host.environment].backend
         if backend is None:
             raise Conflict("compute environment", host.environment, "it is INVALID; its logs cannot be read")
-        async for piece in backend.logs(AttemptKey(row.job_id, at, number), follow=follow):
+        async for piece in backend.logs(AttemptKey(row.job_id, row.index_of(at), number), follow=follow):
             yield piece
 
     async def _wait_attempt(self, row: JobRow, index: int) -> None:

@@ -179,7 +179,7 @@ class JournalReader(Kernel):
         number = last if attempt is None else args.whole("attempt", attempt)
         if attempt is not None and not 1 <= number <= last:
             raise NotFound("attempt", str(attempt), f"{row.job_id} has had {last} attempts")
-        path = log_path(self._live.journal.files / "logs", AttemptKey(row.job_id, index or 0, number))
+        path = log_path(self._live.journal.files / "logs", AttemptKey(row.job_id, row.index_of(index or 0), number))
         try:
             with path.open("rb") as file:
                 while piece := file.read(LOG_PIECE_BYTES):

@@ -30,6 +30,7 @@ from .core.events import (
     WorkReleased,
     WorkReopened,
 )
+from .core.indexes import kept, shown
 from .core.model import TEXT_ATTEMPT_ENDED, TEXT_CHILD_FAILED
 from .core.state import JobRow
 from .core.states import STATUSES, JobStatus
@@ -136,12 +137,17 @@ def job_event(
         queue=job.queue,
         status=status,
         array_size=job.size,
-        indexes=None if job.size is None else indexes,
+        indexes=None if job.size is None or indexes is None else _shown(job, indexes),
         attempt=attempt,
         exit_codes=codes,
         status_reason=status_reason,
         reason=reason,
     )
+
+
+def _shown(job: JobRow | ForgottenJob, places: Sequence[int]) -> Sequence[int]:
+    """The indexes of the children at these places."""
+    return job.shown(places) if isinstance(job, JobRow) else shown(kept(job.indexes), places)
 
 
 async def read_events(

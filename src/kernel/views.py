@@ -16,6 +16,7 @@ from .backend import HostStatus
 from .core.children import NO_CODE
 from .core.container import ContainerSpec
 from .core.errors import JobFailed
+from .core.indexes import in_text
 from .core.model import (
     TEXT_ATTEMPT_ENDED,
     TEXT_CHILD_FAILED,
@@ -73,7 +74,8 @@ class JobDetail(Struct, frozen=True, kw_only=True):
 
     `started_at`, `stopped_at`, `status_reason`, `reason` and `exit_code` are those of the latest attempt
     (contract ST-12). An array parent has a `status_summary` and no attempts; a child has an `index` and
-    a `parent_id`. `changed_at` is when the job, or one of its children, last changed its
+    a `parent_id`. `array` says which indexes an array has, as `submit_job` takes them, where they are not 0 to
+    `array_size` - 1. `changed_at` is when the job, or one of its children, last changed its
     status. `attempts` lists every attempt that was made, oldest first, the live one included.
     """
 
@@ -90,6 +92,7 @@ class JobDetail(Struct, frozen=True, kw_only=True):
     stopped_at: datetime | None
     attempts: tuple[AttemptDetail, ...]
     array_size: int | None
+    array: str | None
     index: int | None
     parent_id: str | None
     status_summary: Mapping[JobStatus, int] | None
@@ -273,7 +276,7 @@ def job_detail(state: KernelState, job: JobRow, index: int | None) -> JobDetail:
     stopped = job.parent_stopped_ms if is_parent else job.children.stopped_ms(at)
     counts = job.children.counts
     return JobDetail(
-        id=job.job_id if index is None else f"{job.job_id}:{index}",
+        id=job.child_id(index),
         name=job.name,
         queue=job.queue,
         status=status,
@@ -286,7 +289,8 @@ def job_detail(state: KernelState, job: JobRow, index: int | None) -> JobDetail:
         stopped_at=_time(stopped) if status.is_terminal else None,
         attempts=attempts,
         array_size=job.size if index is None else None,
-        index=index,
+        array=in_text(job.indexes) if is_parent and job.indexes is not None else None,
+        index=None if index is None else job.index_of(index),
         parent_id=None if index is None else job.job_id,
         status_summary={s: counts[b] for b, s in enumerate(STATUSES)} if is_parent else None,
         depends_on=tuple(map(_dependency, job.depends_on)),
@@ -325,7 +329,7 @@ def _flags(job: JobRow, index: int | None) -> tuple[bool, bool]:
 
 
 def _dependency(dependency: Dependency) -> DependencyDetail:
-    job_id, index = dependency.job_id, dependency.index
+    job_id, index = dependency.job_id, dependency.index if dependency.child is None else dependency.child
     return DependencyDetail(
         type=dependency.type, job_id=job_id if index is None else f"{job_id}:{index}", on=dependency.on
     )
@@ -411,7 +415,7 @@ def job_summary(job: JobRow, index: int | None) -> JobSummary:
     cancelled, terminated = _flags(job, index)
     stopped = job.parent_stopped_ms if is_parent else children.stopped_ms(at)
     return JobSummary(
-        id=job.job_id if index is None else f"{job.job_id}:{index}",
+        id=job.child_id(index),
         name=job.name,
         queue=job.queue,
         status=status,
@@ -421,7 +425,7 @@ def job_summary(job: JobRow, index: int | None) -> JobSummary:
         started_at=_time(started),
         stopped_at=_time(stopped) if status.is_terminal else None,
         array_size=job.size if index is None else None,
-        index=index,
+        index=None if index is None else job.index_of(index),
         reason=reason,
         definition=job.spec.definition,
         is_cancelled=cancelled,

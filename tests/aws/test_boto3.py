@@ -95,6 +95,29 @@ def test_an_array_counts_its_children(client: Any) -> None:
     assert client.list_jobs(arrayJobId=parent)["jobSummaryList"] == []
 
 
+def test_an_array_with_indexes_that_aws_does_not_have_is_told_as_any_other(served: Served, client: Any) -> None:
+    """Submitted beside the API; nothing of it can be asked for there."""
+
+    async def submit() -> str:
+        job = await served.kernel.submit_job("picked", queue="q", definition="picked", array=[3, 70_000, 7])
+        await job.wait()
+        return job.id
+
+    define(client, "picked", "sh", "-c", "echo $AWS_BATCH_JOB_ARRAY_INDEX")
+    parent = served.run(submit())
+    job = ended(client, parent)
+    assert (job["status"], job["arrayProperties"]["size"]) == ("SUCCEEDED", 3)
+    listed = client.list_jobs(arrayJobId=parent, jobStatus="SUCCEEDED")["jobSummaryList"]
+    assert [one["arrayProperties"]["index"] for one in listed] == [3, 7, 70_000]
+    (child,) = client.describe_jobs(jobs=[f"{parent}:70000"])["jobs"]
+    assert child["arrayProperties"] == {"index": 70_000}
+    assert client.describe_jobs(jobs=[f"{parent}:1"])["jobs"] == []
+    logs = served.client("logs")
+    stream = child["container"]["logStreamName"]
+    events = logs.get_log_events(logGroupName="/aws/batch/job", logStreamName=stream)["events"]
+    assert [one["message"] for one in events] == ["70000"]
+
+
 def test_a_chain_runs_in_order_and_fails_with_its_first(client: Any) -> None:
     define(client, "chain", "sh", "-c", "exit Ref::code", parameters={"code": "0"})
 

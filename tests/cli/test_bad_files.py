@@ -153,6 +153,35 @@ CASES = {
         depends_on = "b"                #! jobs.a.depends_on | it is a list
         definition = 3                  #! jobs.a.definition | it is a definition's name
         """,
+    "indexes": """
+        [jobs.a]
+        command = ["a"]
+        array = [3, 7, 3]               #! jobs.a.array | each index is given once, and 3 is there twice
+        max_running = 0                 #! jobs.a.max_running | 1 or more children
+        [jobs.b]
+        command = ["a"]
+        array_size = 3                  #! jobs.b.array_size | array says which children there are
+        array = "1-3"
+        [jobs.c]
+        command = ["a"]
+        array = { start = 1, end = 5 }  #! jobs.c.array | a range has start, stop
+        [jobs.d]
+        command = ["a"]
+        array = [0, "1"]                #! jobs.d.array[1] | an index is a whole number
+        [jobs.e]
+        command = ["a"]
+        array = "0-15%4"                #! jobs.e.array | max_running is what Slurm's %N is
+        [jobs.f]
+        command = ["a"]
+        array = [3, 7, 9]
+        [jobs.g]
+        command = ["a"]
+        array_size = 3
+        depends_on = [
+            { job = "f", type = "N_TO_N" },  #! jobs.g.depends_on[0] | both arrays have the same indexes
+            { job = "a", type = "N_TO_N" },
+        ]
+        """,
     "ranges": """
         [definitions.d]
         command = ["a"]
@@ -384,7 +413,7 @@ def test_mistakes_are_told_and_nothing_is_begun(cli: Cli) -> None:
     assert done.out == ""
     lines = done.err.splitlines()
     assert len(lines) == len(expected(CASES["unknown keys"]))
-    message = "unknown key; did you mean array_size? (allowed: queue, definition, array_size, depends_on,"
+    message = "unknown key; did you mean array_size? (allowed: queue, definition, array_size, array, depends_on,"
     assert lines[11].startswith(f"bad.toml:22: jobs.squares.array_sise: {message}")
     assert not cli.state.exists()
 

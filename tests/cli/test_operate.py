@@ -39,6 +39,12 @@ def until(condition: Callable[[], object], what: str = "") -> None:
 # -- a running kernel -------------------------------------------------------------------------------
 
 
+ODD_CHILDREN = (
+    "sh", "-c",
+    "echo child $AWS_BATCH_JOB_ARRAY_INDEX of $AWS_BATCH_JOB_ARRAY_SIZE; test $AWS_BATCH_JOB_ARRAY_INDEX != 30",
+)  # fmt: skip
+
+
 def test_an_array_from_submit_to_the_log_of_the_child_that_failed(served: Quick) -> None:
     submitted = served("submit", "-a", "4", "--name", "arr", "--", *CHILDREN).expect(0)
     job = submitted.out.strip()
@@ -138,6 +144,25 @@ def test_an_array_stops_after_so_many_failures(served: Quick) -> None:
     assert "limits:       at most 1 run at once; stops at 2 failed children, and what runs with it\n" in told
     assert f"its 6 children have ended: 6 FAILED; {text}\n" in served("explain", "six").out
     assert "it is 'cancel'" in served("submit", "-a", "2", "--on-max-failures", "x", "--", "true").expect(2).err
+
+
+def test_an_array_with_indexes_of_its_own(served: Quick) -> None:
+    job = served("submit", "--array", "3,7,20-40:10", "--name", "odd", "--", *ODD_CHILDREN).expect(0).out.strip()
+    assert served("wait", "odd").status == 1
+    told = served("describe", "odd").expect(0).out
+    assert "children:     4/5 (1 failed)\n" in told
+    assert "indexes:      3,7,20,30,40\n" in told
+    assert "failed:       children 30: exit code 1\n" in told
+    assert f"logs:         anybatch logs {job}:30\n" in told
+    assert served("logs", "odd:30").expect(0).out == "child 30 of 5\n"
+    assert [row["index"] for row in served("ps", "--json", "odd").json] == [3, 7, 20, 30, 40]
+    assert "exit code 1" in served("explain", "odd:30").expect(0).out
+    assert "its indexes are 3, 7, 20, 30, 40" in served("explain", "odd:4").expect(2).err
+    events = served("events", "--job", "odd").expect(0).out
+    assert re.search(r"FAILED.* 30\b", events), events
+    assert served("rerun", "--wait", "odd").expect(1).out.startswith("runs again: odd ")
+    text = "each index is given once, and 3 is there twice"
+    assert text in served("submit", "--array", "3,3", "--", "true").expect(2).err
 
 
 def test_a_program_that_checkpoints_is_run_again(served: Quick, tmp_path: Path) -> None:

@@ -149,6 +149,41 @@ def test_jobs_that_wait_for_another_end_than_success(cli: Cli, code: int) -> Non
     assert ("Dependent Job succeeded: not needed" in done.out) == (not code)
 
 
+PICKED = """
+[jobs.listed]
+command = ["sh", "-c", "echo $AWS_BATCH_JOB_ARRAY_INDEX | tee -a listed; test $AWS_BATCH_JOB_ARRAY_INDEX != 9"]
+array = [9, 3, 7]
+[jobs.pairs]
+command = ["sh", "-c", "echo $AWS_BATCH_JOB_ARRAY_INDEX >> pairs"]
+array = "3-7:4,9"
+depends_on = [{ job = "listed", type = "N_TO_N" }]
+[jobs.spaced]
+command = ["sh", "-c", "echo $AWS_BATCH_JOB_ARRAY_INDEX >> spaced"]
+array = { start = 100, stop = 120, step = 5 }
+depends_on = [{ type = "SEQUENTIAL" }]
+"""
+
+
+def test_arrays_with_indexes_of_their_own(cli: Cli) -> None:
+    cli.write("p.toml", PICKED)
+    done = cli("run", "p.toml").expect(1)
+    assert sorted(text_of(cli.folder / "listed")) == ["3", "7", "9"]
+    assert sorted(text_of(cli.folder / "pairs")) == ["3", "7"]
+    assert text_of(cli.folder / "spaced") == ["100", "105", "110", "115"]
+    lines = done.out.splitlines()
+    assert "listed, child 9: exit code 1" in lines
+    assert "pairs, child 9: Dependent Job failed" in lines
+    (log,) = [line for line in lines if line.startswith("  log: ")]
+    assert log.endswith("/9-1.log")
+    assert "listed" in cli("check", "p.toml").expect(0).out
+
+
+def test_a_command_as_an_array_with_indexes_of_its_own(cli: Cli) -> None:
+    cli("run", "--array", "5,8", "--", "sh", "-c", "echo $AWS_BATCH_JOB_ARRAY_INDEX >> out").expect(0)
+    assert sorted(text_of(cli.folder / "out")) == ["5", "8"]
+    assert "--array" in cli("run", "--array", "5-", "--", "true").expect(2).err
+
+
 BROKEN = """
 [jobs.broken]
 command = ["sh", "-c", "exit 3"]

@@ -67,6 +67,25 @@ async def test_every_call_answers_as_the_kernel_itself(tmp_path: Path) -> None:
         assert remote.control_path == kernel.control_path == tmp_path / "j.db.d" / "control.sock"
 
 
+async def test_what_goes_beyond_aws_travels(tmp_path: Path) -> None:
+    """Indexes, with a range that is not spelled out, limits and checkpoints; and a refusal with its values."""
+    async with both(tmp_path) as (kernel, remote):
+        more: dict[str, Any] = {
+            "max_failures": 3,
+            "on_max_failures": "terminate",
+            "checkpoint_exit_codes": (85,),
+            "max_checkpoints": 7,
+        }
+        for given in (range(10, 100, 5), [9, 3, 7], {"start": 2, "stop": 9, "step": 3}, "0-15:4,20"):
+            job = await remote.submit_job("job", queue="q", command=["x"], array=given, **more)
+            here = await kernel.job(job.id)
+            assert (list(job.indexes), [child.id for child in job]) == (list(here.indexes), [c.id for c in here])
+            assert await job.wait() == await here.describe()
+            assert list((await remote.job(job.id)).indexes) == list(here.indexes)
+        with pytest.raises(InvalidValue, match=r"array: range\(0, 1000000000000\) is not allowed; .*999999999999"):
+            await remote.submit_job("job", queue="q", command=["x"], array=range(10**12))
+
+
 async def test_a_handle_from_afar_works_as_one_from_here(tmp_path: Path) -> None:
     backend = ManualBackend()
     async with both(tmp_path, backend) as (kernel, remote):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
 from anybatch.kernel.core import events as ev
+from anybatch.kernel.core import evolve
 from anybatch.kernel.core import inputs as ask
 from anybatch.kernel.core.errors import InvalidValue
 from anybatch.kernel.core.explain import Code, explain
 from anybatch.kernel.core.model import Action, EvaluateOnExit, ExitKind, FailureClass, RetryStrategy, StopKind
-from core_rig import Rig, launches
+from core_oracle import Oracle
+from core_rig import Rig, launches, ready_rig
 
 AGAIN = 85
 TEXT = "Checkpointed"
@@ -155,6 +158,24 @@ def test_a_rerun_counts_anew_and_numbers_go_on(rig: Rig) -> None:
     assert launches(rig.place()) == [(job, 4, [0], 1)]
     rig.exit(job)
     assert rig.status(job) == "SUCCEEDED"
+
+
+@pytest.mark.parametrize(
+    ("budgets", "complaint"),
+    [({"host lost": "lost"}, "has more checkpoints than it may"), ({"checkpointed": "checkpoints"}, None)],
+)
+def test_the_oracle_of_random_runs_notices_what_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch, budgets: dict[str, str], complaint: str | None
+) -> None:
+    monkeypatch.setattr(evolve, "_BUDGETS", budgets)
+    rig, oracle = ready_rig(), Oracle()
+    for taken in rig.taken:
+        oracle.take(taken.step, rig.state)
+    oracle.take(rig.submit_step(checkpoint_exit_codes=(AGAIN,), max_checkpoints=1), rig.state)
+    with pytest.raises(AssertionError, match=complaint) if complaint else contextlib.nullcontext():
+        for _ in range(2):
+            oracle.take(rig.place(), rig.state)
+            oracle.take(rig.exit(1, code=AGAIN), rig.state)
 
 
 # -- what is said, given and refused ------------------------------------------------------------------------------

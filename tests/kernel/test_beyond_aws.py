@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from anybatch import (
     DependencyType,
     FailureClass,
     InvalidValue,
+    JobEvent,
     JobRerun,
     JobStatus,
+    NotFound,
     On,
     OnMaxFailures,
     after_any,
@@ -24,6 +27,8 @@ from anybatch import (
     sequential,
 )
 from anybatch.kernel import bodies
+from anybatch.kernel.backend import AttemptKey
+from anybatch.testing.null import NullBackend
 from kernel_rig import LastingBackend, ManualBackend, kernel_on, submit, turns, until
 
 pytestmark = pytest.mark.asyncio
@@ -144,6 +149,76 @@ async def test_an_exit_code_that_asks_to_be_run_again(tmp_path: Path) -> None:
         ]
         made = await kernel.register_job_definition("d", command=["x"], checkpoint_exit_codes=[85])
         assert (made.checkpoint_exit_codes, made.max_checkpoints) == ((85,), 1000)
+
+
+async def test_an_array_with_indexes_of_its_own(tmp_path: Path) -> None:
+    """Over a restart: ids, handles, lists, logs, events and what backends are told all have the user's index."""
+    path, backend = tmp_path / "batch.db", LastingBackend()
+    async with kernel_on(backend, path) as kernel:
+        job = await submit(kernel, "picked", array=[9, 3, 7, 40], vcpus=0.25)
+        pairs = await submit(kernel, "pairs", array="3-9:4,9,40", vcpus=0.25, depends_on=[n_to_n(job)])
+        one = await submit(kernel, "one", vcpus=0.25, depends_on=[job[7]])
+        assert [child.id for child in job] == [f"{job.id}:{n}" for n in (3, 7, 9, 40)]
+        assert (len(job), list(job.indexes), job.array_size) == (4, [3, 7, 9, 40], 4)
+        with pytest.raises(NotFound, match="its indexes are 3, 7, 9, 40"):
+            job[4]
+        await until(lambda: len(backend.live) == 4)
+        assert [key.index for key in backend.live] == [3, 7, 9, 40]
+        variables = next(iter(backend.live.values())).variables(40)
+        assert variables["AWS_BATCH_JOB_ID"] == f"{job.id}:40"
+        assert (variables["AWS_BATCH_JOB_ARRAY_INDEX"], variables["AWS_BATCH_JOB_ARRAY_SIZE"]) == ("40", "4")
+        assert (await one.describe()).depends_on[0].job_id == f"{job.id}:7"
+        assert (await job.describe()).array == "3,7,9,40"
+    async with kernel_on(backend, path) as kernel:
+        job, seen = await kernel.job(job.id), await kernel.last_event_id()
+        await until(lambda: backend.known)
+        assert [key.index for launch in backend.known for key in launch.attempts()] == [3, 7, 9, 40]
+        waits = asyncio.ensure_future(job[40].wait())
+        backend.exit(AttemptKey(job.id, 40, 1), 5)
+        child = await waits
+        assert (child.id, child.index, child.exit_code, child.array) == (f"{job.id}:40", 40, 5, None)
+        await job[9].terminate()
+        await until(lambda: backend.stopped)
+        assert backend.stopped == [AttemptKey(job.id, 9, 1)]
+        backend.exit(AttemptKey(job.id, 3, 1))
+        backend.exit(AttemptKey(job.id, 7, 1))
+        assert (await job.wait()).status is JobStatus.FAILED
+        listed = [summary async for summary in kernel.list_jobs(parent=job, status="FAILED")]
+        assert [(s.id, s.index, s.exit_code) for s in listed] == [(f"{job.id}:9", 9, 143), (f"{job.id}:40", 40, 5)]
+        rest = [summary.index async for summary in kernel.list_jobs(parent=job, after=listed[0].position)]
+        assert rest == [40]
+        assert await job[40].read_logs() == b"log of 1"
+        async with kernel.events(after=seen) as events:
+            told = [e async for e in _until(events, job.id)]
+        assert {i for e in told if e.status is JobStatus.FAILED for i in e.indexes or ()} == {9, 40}
+        assert {one.job_id for e in told for one in e.expand() if e.exit_codes} == {
+            f"{job.id}:{n}" for n in job.indexes
+        }
+        assert (await job.rerun())[0].children == 2
+        await until(lambda: AttemptKey(job.id, 40, 2) in backend.live)
+        assert {(key.index, key.number) for key in backend.live if key.job_id == job.id} == {(9, 2), (40, 2)}
+        backend.exit_all()
+        assert [c.index for c in [await child.describe() for child in await kernel.job(pairs.id)]] == [3, 7, 9, 40]
+
+
+async def _until(events: AsyncIterator[JobEvent], job_id: str) -> AsyncIterator[JobEvent]:
+    """Events up to the end of this job."""
+    async for event in events:
+        yield event
+        if event.job_id == job_id and event.indexes is None and event.status.is_terminal:
+            return
+
+
+async def test_events_of_a_forgotten_array_have_its_indexes() -> None:
+    async with kernel_on(NullBackend()) as kernel:
+        await kernel.update_job_queue("q", retain_succeeded=0.001)
+        job = await submit(kernel, "picked", array=[3, 7, 9])
+        await job.wait()
+        while [one async for one in kernel.list_jobs()]:
+            await asyncio.sleep(0)
+        async with kernel.events() as events:
+            told = [e async for e in _until(events, job.id)]
+        assert [sorted(e.indexes) for e in told if e.indexes is not None][-1] == [3, 7, 9]
 
 
 async def test_entries_show_as_they_are_written() -> None:

@@ -42,6 +42,7 @@ ARGUMENTS = {
         "queue",
         "definition",
         "array_size",
+        "array",
         "depends_on",
         "command",
         "script",

@@ -17,6 +17,7 @@ from msgspec import Raw
 
 from .. import arguments as args
 from ..core.errors import ControlError, InvalidValue, KernelClosed
+from ..core.indexes import kept
 from ..handles import JobHandle
 from ..journal import JournalLoss
 from ..kernel import Kernel
@@ -323,8 +324,8 @@ class RemoteKernel(Kernel):
 
     def _made(self, kind: type, value: Any) -> Any:
         if kind is JobHandle:
-            ident, name, size, warnings = value
-            handle = JobHandle(self, ident, name, size)
+            ident, name, size, warnings, indexes = value
+            handle = JobHandle(self, ident, name, size, kept(tuple(indexes) if isinstance(indexes, list) else indexes))
             handle.warnings = tuple(warnings)
             return handle
         if issubclass(kind, os.PathLike):

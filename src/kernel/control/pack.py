@@ -18,10 +18,11 @@ from msgspec.msgpack import Ext
 from ..arguments import After, NToN, Sequential
 from ..core import errors
 from ..core.errors import AnyBatchError, ControlError, KernelBug
+from ..core.indexes import Kept, keep
 from ..core.model import DependencyType
 from ..handles import JobHandle
 
-STRUCT, HANDLE, N_TO_N, SEQUENTIAL, TUPLE, PATH, TEXT, NUMBER, OTHER, AFTER = range(1, 11)
+STRUCT, HANDLE, N_TO_N, SEQUENTIAL, TUPLE, PATH, TEXT, NUMBER, OTHER, AFTER, RANGE = range(1, 12)
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
 
 _STRUCTS: Final[dict[str, type[Struct]]] = {}
@@ -69,6 +70,8 @@ def pack(value: Any) -> Any:
             return Ext(SEQUENTIAL, _encode(pack(value.on)))
         case After():
             return Ext(AFTER, _encode([value.kind, pack(value.job)]))
+        case range():
+            return Ext(RANGE, _encode([pack(value.start), pack(value.stop), pack(value.step)]))
         case os.PathLike():
             return Ext(PATH, os.fsencode(value))
         case tuple():
@@ -117,6 +120,8 @@ def _unpack(code: int, data: memoryview) -> Any:
         case 10:
             kind, job = unpack(data)
             return After(DependencyType(kind), job)
+        case 11:
+            return range(*unpack(data))
         case _:
             raise ValueError(f"no kind {code} of value")
 
@@ -141,8 +146,8 @@ def pack_arguments(arguments: Mapping[str, Any]) -> Raw:
         raise errors.InvalidValue("arguments", tuple(arguments), f"values of a call are not nested so deep: {e}") from e
 
 
-def _handle(handle: JobHandle) -> tuple[str, str, int | None, tuple[str, ...]]:
-    return handle.id, handle.name, handle.array_size, handle.warnings
+def _handle(handle: JobHandle) -> tuple[str, str, int | None, tuple[str, ...], Kept]:
+    return handle.id, handle.name, handle.array_size, handle.warnings, keep(handle._own)
 
 
 def _plain(value: Any) -> Any:

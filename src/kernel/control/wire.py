@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw, Struct
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 """Rises with what an older client or server would not understand."""
 FRAME_BYTES_MAX: Final = 32 << 20
 """Of one frame: a script of the largest size fits, and the details of some 10,000 jobs."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from .indexes import Kept
 from .model import DefinitionBody, Dependency, EnvironmentBody, JobSpec, QueueBody, ResourceStatus, TaggedKind
 
 RECORD_VERSION = 1
@@ -35,7 +36,10 @@ class KernelOpened(Event, frozen=True, array_like=True, tag=0):
 
 
 class JobSubmitted(Event, frozen=True, array_like=True, tag=1):
-    """A job was accepted: SUBMITTED. `size` None for a single job."""
+    """A job was accepted: SUBMITTED. `size` None for a single job; `indexes` None: its children's are 0 to size - 1.
+
+    All events name children by their place, from 0 on, whatever their indexes are.
+    """
 
     serial: int
     job_id: str
@@ -47,6 +51,7 @@ class JobSubmitted(Event, frozen=True, array_like=True, tag=1):
     client_token: str | None
     principal: str | None
     request_id: str | None
+    indexes: Kept = None
 
 
 class _Run(Event, frozen=True, array_like=True):
@@ -329,6 +334,7 @@ class ForgottenJob(Struct, frozen=True, array_like=True):
     name: str
     queue: str
     size: int | None
+    indexes: Kept = None
 
 
 class JobsForgotten(Event, frozen=True, array_like=True, tag=12):

@@ -43,6 +43,7 @@ from .events import (
     WorkReopened,
 )
 from .hosts import apply_host_event, close_or_open
+from .indexes import kept
 from .model import FailureClass, QueueBody, ResourceStatus, StopKind
 from .reopen import reopen_job, reopen_work
 from .retention import expect, forget, let_go, refer
@@ -164,7 +165,7 @@ def _expect_anew(state: KernelState, queue: str) -> None:
 def _job_submitted(state: KernelState, event: JobSubmitted, at_ms: int) -> None:
     job = JobRow(event.serial, event.job_id, event.name, event.queue, event.spec, event.size, at_ms)
     job.token, job.principal, job.request_id = event.client_token, event.principal, event.request_id
-    job.depends_on = event.depends_on
+    job.depends_on, job.indexes = event.depends_on, kept(event.indexes)
     state.next_serial = event.serial + 1
     state.jobs[job.serial] = job
     state.ids[job.job_id] = job.serial

@@ -95,7 +95,7 @@ def _explain_parent(state: KernelState, job: JobRow, now_ms: int, *, placing: bo
         first = job.children.status.find(status)
         if first >= 0:
             for reason in _explain_work(state, job, first, now_ms, placing=placing):
-                yield Reason(reason.code, f"child {first}: {reason.text} (children: {summary})")
+                yield Reason(reason.code, f"child {job.index_of(first)}: {reason.text} (children: {summary})")
             return
     code = Code.RUNNING if counts[RUNNING] else Code.STARTING
     why = f"{job.stopped}; " if job.stopped else ""
@@ -142,7 +142,7 @@ def _lost(state: KernelState, job: JobRow, index: int) -> Iterator[Reason]:
         elif dependency.type is DependencyType.N_TO_N:
             at = index
         if other is not None and is_lost(dependency.on, status_of(other, at)):
-            child = "" if at is None else f"child {at} of "
+            child = "" if at is None else f"child {other.index_of(at)} of "
             found.append(f"it depended on {child}job {other.name!r} ({other.job_id}), which is {_stands(other, at)}")
     for text in found[:NAMED_MAX]:
         yield Reason(Code.FAILED, text)
@@ -195,7 +195,7 @@ def _pending(state: KernelState, job: JobRow, index: int) -> Iterator[Reason]:
         if dependency.type is DependencyType.SEQUENTIAL:
             if index and not is_met(on, job.children.status[index - 1]):
                 before = STATUSES[job.children.status[index - 1]]
-                text = f"waits for {_ENDS[on]}child {index - 1} of its own array, which is {before}"
+                text = f"waits for {_ENDS[on]}child {job.index_of(index - 1)} of its own array, which is {before}"
                 waiting.append(Reason(Code.WAITS_IN_SEQUENCE, text))
             continue
         if is_answered(job, n):
@@ -206,7 +206,7 @@ def _pending(state: KernelState, job: JobRow, index: int) -> Iterator[Reason]:
         if at is not None:
             status = other.children.status[at]
             if not is_met(on, status) and not (is_matched and is_answered_for(job, n, index)):
-                text = f"child {at} of job {other.name!r} ({other.job_id}), which is {STATUSES[status]}"
+                text = f"child {other.index_of(at)} of job {other.name!r} ({other.job_id}), which is {STATUSES[status]}"
                 waiting.append(Reason(_CODES.get(on, Code.WAITS_FOR_CHILD), f"waits for {_ENDS[on]}{text}"))
         elif not other.ended:
             text = f"job {other.name!r} ({other.job_id}), which is {other.status}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from .indexes import Indexes
 from .model import (
     DefinitionBody,
     DependencyType,
@@ -42,7 +43,8 @@ class DependencyRequest(Struct, frozen=True):
 class SubmitJob(Request, frozen=True, kw_only=True):
     """Queue a job.
 
-    `job_id` is a fresh UUID; `definition` is `name` or `name:revision`, or None to use `overrides` alone.
+    `indexes` are those of its `size` children where they are not 0 to size - 1: ascending, each once. `job_id` is a
+    fresh UUID; `definition` is `name` or `name:revision`, or None to use `overrides` alone.
     """
 
     job_id: str
@@ -51,6 +53,7 @@ class SubmitJob(Request, frozen=True, kw_only=True):
     definition: str | None
     overrides: Overrides
     size: int | None = None
+    indexes: Indexes | None = None
     depends_on: tuple[DependencyRequest, ...] = ()
     client_token: str | None = None
 

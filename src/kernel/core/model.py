@@ -131,7 +131,8 @@ PLAIN: Final = {
 class Dependency(Struct, frozen=True):
     """An entry of `depends_on`, resolved: `job` is the serial of the job waited for (-1 for SEQUENTIAL).
 
-    `index` names one child of that job (DEP-14), else None for the whole. `job_id` outlives the job itself.
+    `index` is the place of one child of that job (DEP-14), else None for the whole. `job_id` outlives the job itself;
+    `child` is what that child is called, where its array has indexes of its own.
     """
 
     type: DependencyType
@@ -139,6 +140,7 @@ class Dependency(Struct, frozen=True):
     index: int | None = None
     job_id: str | None = None
     on: On = On.SUCCESS
+    child: int | None = None
 
 
 class OnMaxFailures(StrEnum):

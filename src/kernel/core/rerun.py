@@ -90,7 +90,8 @@ def hopeful(state: KernelState, job: JobRow, failed: Sequence[int]) -> tuple[lis
         hindrance = None if number[i] else whole or _lost_match(state, job, i)
         is_next = job.sequential is not None and i > 0 and i - 1 not in chosen
         if hindrance is None and is_next and is_lost(job.sequential or On.SUCCESS, statuses[i - 1]):
-            hindrance = f"child {i - 1}, after which child {i} runs, is FAILED; run it again too"
+            before, own = job.index_of(i - 1), job.index_of(i)
+            hindrance = f"child {before}, after which child {own} runs, is FAILED; run it again too"
         if hindrance is None:
             chosen[i] = None
         else:
@@ -107,7 +108,7 @@ def _lost_whole(state: KernelState, job: JobRow) -> str | None:
                 return _forgotten(dependency.job_id)
             status = status_of(other, dependency.index)
             if is_lost(dependency.on, status):
-                return _still(dependency.job_id, dependency.index, status)
+                return _still(other.child_id(dependency.index), status)
     return None
 
 
@@ -119,7 +120,7 @@ def _lost_match(state: KernelState, job: JobRow, index: int) -> str | None:
             if other is None:
                 return _forgotten(job.depends_on[n].job_id)
             if is_lost(on, other.children.status[index]):
-                return _still(other.job_id, index, other.children.status[index])
+                return _still(other.child_id(index), other.children.status[index])
     return None
 
 
@@ -127,8 +128,7 @@ def _forgotten(job_id: str | None) -> str:
     return f"it failed by a dependency on job {job_id}, which is no longer kept; submit it again"
 
 
-def _still(job_id: str | None, index: int | None, status: int) -> str:
-    name = job_id if index is None else f"{job_id}:{index}"
+def _still(name: str, status: int) -> str:
     text = f"it failed by its dependency on {name}, which is still {STATUSES[status]}"
     return f"{text}; run that again, with dependents=True" if status == FAILED else text
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from .events import AnyEvent, ForgottenJob, JobsForgotten
+from .indexes import keep
 from .model import RETAIN_FAILED_MS, RETAIN_SUCCEEDED_MS, DependencyType
 from .state import JobRow, KernelState
 from .states import SUCCEEDED
@@ -75,7 +76,9 @@ def decide_forget(state: KernelState) -> Iterator[AnyEvent]:
             due.add(serial)
     if due:
         rows = [state.jobs[serial] for serial in sorted(due)]
-        yield JobsForgotten(tuple(ForgottenJob(r.serial, r.job_id, r.name, r.queue, r.size) for r in rows))
+        yield JobsForgotten(
+            tuple(ForgottenJob(r.serial, r.job_id, r.name, r.queue, r.size, keep(r.indexes)) for r in rows)
+        )
 
 
 def forget(state: KernelState, serial: int) -> None:

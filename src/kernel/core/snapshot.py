@@ -15,6 +15,8 @@ from msgspec import Struct
 from .children import Cause, Children, History
 from .evolve import arm_timeouts
 from .hosts import close_or_open
+from .indexes import Kept, keep
+from .indexes import kept as kept_indexes
 from .model import (
     DefinitionBody,
     Dependency,
@@ -94,6 +96,7 @@ class _Job(Struct, array_like=True):
     failures: int = 0
     stopped: str | None = None
     checkpoints: list[tuple[int, int]] = []
+    indexes: Kept = None
 
 
 class _Queue(Struct, array_like=True):
@@ -242,7 +245,7 @@ def _job(job: JobRow) -> _Job:
         [] if history is None else sorted(history.long.items()),
         job.answered if job.answered < 1 << 63 else hex(job.answered),
         job.reruns, [(n, sorted(found)) for n, found in sorted(job.children_answered.items())],
-        job.failures, job.stopped, sorted(job.checkpoints.items()),
+        job.failures, job.stopped, sorted(job.checkpoints.items()), keep(job.indexes),
     )  # fmt: skip
 
 
@@ -308,6 +311,7 @@ def _row(kept: _Job) -> JobRow:
     job.stopping = {i: Stop(StopKind(kind), reason) for i, kind, reason in kept.stopping}
     job.gpus, job.uncounted = dict(kept.gpus), dict(kept.uncounted)
     job.lost, job.checkpoints, job.flags = dict(kept.lost), dict(kept.checkpoints), dict(kept.flags)
+    job.indexes = kept_indexes(kept.indexes)
     job.children_answered = {n: set(found) for n, found in kept.children_answered}
     job.children = _children(kept)
     return job

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from .children import Children
+from .indexes import Indexes, shown
 from .model import (
     DefinitionBody,
     Dependency,
@@ -44,7 +46,7 @@ class JobRow:
     __slots__ = (
         "answered", "blockers", "children_answered", "reopened", "reruns",
         "cancelled", "child_dependents", "children", "created_ms", "depends_on", "dependents",
-        "gpus", "job_id", "name", "n_to_n", "parent", "parent_stopped_ms", "principal", "queue", "referrers",
+        "gpus", "indexes", "job_id", "name", "n_to_n", "parent", "parent_stopped_ms", "principal", "queue", "referrers",
         "request_id", "sequential", "serial", "shape", "size", "spec", "stopping", "terminated", "token", "touched_ms",
         "uncounted", "checkpoints", "failures", "flags", "lost", "parked", "stopped", "waiting_since_ms",
     )  # fmt: skip
@@ -60,6 +62,8 @@ class JobRow:
         self.shape: Shape = spec.shape
         self.size = size
         self.created_ms = created_ms
+        self.indexes: Indexes | None = None
+        """Of its children, by place; None: an index is a place, as on AWS."""
         self.touched_ms = created_ms
         """When a child last changed its status."""
         self.waiting_since_ms = created_ms
@@ -126,6 +130,18 @@ class JobRow:
     def ended(self) -> bool:
         """Whether the job as a whole is SUCCEEDED or FAILED."""
         return (self.children.status[0] if self.size is None else self.parent) >= SUCCEEDED
+
+    def index_of(self, place: int) -> int:
+        """What the child at a place is called."""
+        return place if self.indexes is None else self.indexes[place]
+
+    def child_id(self, place: int | None) -> str:
+        """The id of the child at a place; None: the job's own."""
+        return self.job_id if place is None else f"{self.job_id}:{self.index_of(place)}"
+
+    def shown(self, places: Sequence[int]) -> Sequence[int]:
+        """The indexes of the children at these places."""
+        return places if self.indexes is None else shown(self.indexes, places)
 
     def room(self, most: int) -> int:
         """How many more children its own cap lets run now, at most `most`."""

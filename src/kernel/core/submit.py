@@ -9,6 +9,7 @@ from .checks import CHILD_ID, check_body, check_job_name, check_tags, merge
 from .container import IMAGE_COMMAND, IMAGE_REQUIRED, check_whole
 from .errors import Conflict, InvalidValue, NotFound, QuotaExceeded
 from .events import JobSubmitted
+from .indexes import in_words, keep, place_of
 from .inputs import DependencyRequest, SubmitJob
 from .model import PLAIN, DefinitionBody, Dependency, DependencyType, JobSpec, On, ResourceState, ResourceStatus
 from .state import DefinitionRow, JobRow, KernelState, QueueRow
@@ -42,24 +43,29 @@ def decide_submit(state: KernelState, request: SubmitJob) -> tuple[list[JobSubmi
         raise QuotaExceeded("name", request.name, allowed)
     spec = _spec(state, request)
     _check_container(state, queue, spec)
-    size = _check_size(request.size, quotas.array_size_max)
+    size = _check_size(request, quotas.array_size_max)
     _check_array_only(request, spec)
     bound = request.overrides.max_checkpoints
     if bound is not None and not spec.checkpoint_exit_codes:
         raise InvalidValue(
             "max_checkpoints", bound, "it bounds checkpoint_exit_codes, of which there are none; give both"
         )
-    depends_on = _dependencies(state, request.depends_on, size)
+    depends_on = _dependencies(state, request)
     event = JobSubmitted(
         state.next_serial, request.job_id, request.name, request.queue, spec, size, depends_on,
-        request.client_token, request.principal, request.request_id,
+        request.client_token, request.principal, request.request_id, keep(request.indexes),
     )  # fmt: skip
     return [event], state.next_serial
 
 
-def _check_size(size: int | None, most: int) -> int | None:
+def _check_size(request: SubmitJob, most: int) -> int | None:
+    size = request.size
     if size is None:
         return None
+    if request.indexes is not None:
+        if size > most:
+            raise QuotaExceeded("array", size, f"an array has 1 to {most} children (quota array_size_max)")
+        return size
     if size < 2:
         raise InvalidValue("array_size", size, f"an array has 2 to {most} children; leave it out for a single job")
     if size > most:
@@ -150,15 +156,16 @@ def find_definition(state: KernelState, reference: str) -> DefinitionRow:
     raise NotFound("job definition", reference, "all its revisions are INACTIVE")
 
 
-def _dependencies(state: KernelState, asked: tuple[DependencyRequest, ...], size: int | None) -> tuple[Dependency, ...]:
-    most = state.quotas.dependencies_max
+def _dependencies(state: KernelState, request: SubmitJob) -> tuple[Dependency, ...]:
+    most, asked = state.quotas.dependencies_max, request.depends_on
     if len(asked) > most:
         raise QuotaExceeded("depends_on", len(asked), f"Job cannot have more than {most} dependencies")
-    return tuple(_dependency(state, f"depends_on[{n}]", entry, size) for n, entry in enumerate(asked))
+    return tuple(_dependency(state, f"depends_on[{n}]", entry, request) for n, entry in enumerate(asked))
 
 
-def _dependency(state: KernelState, field: str, entry: DependencyRequest, size: int | None) -> Dependency:
+def _dependency(state: KernelState, field: str, entry: DependencyRequest, request: SubmitJob) -> Dependency:
     """One entry, checked (DEP-2, DEP-13, DEP-14)."""
+    size = request.size
     if entry.type is DependencyType.SEQUENTIAL:
         if size is None:
             raise InvalidValue(field, "SEQUENTIAL", "only an array job can be SEQUENTIAL; give array_size")
@@ -179,11 +186,16 @@ def _dependency(state: KernelState, field: str, entry: DependencyRequest, size: 
         if job.size != size:
             allowed = f"both arrays have one size; {job.name!r} has {job.size} children and this job {size}"
             raise InvalidValue(field, entry.job, allowed)
-    return Dependency(entry.type, job.serial, index, job.job_id, PLAIN.get(entry.type, entry.on))
+        if job.indexes != request.indexes:
+            own, other = in_words(request.indexes, size), in_words(job.indexes, job.size)
+            allowed = f"both arrays have the same indexes; those of {job.name!r} are {other}, and this job's {own}"
+            raise InvalidValue(field, entry.job, allowed)
+    child = None if index is None or job.indexes is None else job.index_of(index)
+    return Dependency(entry.type, job.serial, index, job.job_id, PLAIN.get(entry.type, entry.on), child)
 
 
 def find_job(state: KernelState, reference: str, field: str = "job") -> tuple[JobRow, int | None]:
-    """The job, and the child where a child's id is given, that a reference stands for.
+    """The job, and the place of the child where a child's id is given, that a reference stands for.
 
     A reference is a job's id, a child's id `<job>:<index>`, or a job's name: the one unfinished job of
     that name, else the newest finished one that is still kept.
@@ -198,12 +210,12 @@ def find_job(state: KernelState, reference: str, field: str = "job") -> tuple[Jo
     child = CHILD_ID.fullmatch(reference)
     if child is not None and child["job"] in state.ids:
         job = state.jobs[state.ids[child["job"]]]
-        index = int(child["index"])
         if job.size is None:
             raise NotFound("child", reference, "that job is not an array")
-        if index >= job.size:
-            raise NotFound("child", reference, f"its indexes are 0 to {job.size - 1}")
-        return job, index
+        place = place_of(job.indexes, job.size, int(child["index"]))
+        if place is None:
+            raise NotFound("child", reference, f"its indexes are {in_words(job.indexes, job.size)}")
+        return job, place
     named = state.names.get(reference)
     if named is not None:
         if len(named.unfinished) > 1:

@@ -29,7 +29,9 @@ KEPT_MARKS: Final = 1000
 """Times remembered of one stream."""
 CACHE_BYTES: Final = 32 << 20
 """Of ended logs that are kept ready while a client pages through them."""
-_STREAM: Final = re.compile(r"(?P<name>.+)/default/(?P<job>[0-9a-f]{32})(?P<index>[0-9a-f]{4})(?P<number>[0-9a-f]{4})")
+_STREAM: Final = re.compile(
+    r"(?P<name>.+)/default/(?P<job>[0-9a-f]{32})(?P<index>[0-9a-f]{4,8})(?P<number>[0-9a-f]{4})"
+)
 
 
 class Event(NamedTuple):
