@@ -99,7 +99,8 @@ class AttemptSpec(msgspec.Struct, frozen=True, kw_only=True):
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """A run of attempts on one host that share all but their index.
 
-    `array_size` is None for a single job (whose only index is 0). `number` is the attempt number of
+    `array_size` is None for a single job (whose only index is 0), else how many children there are; indexes are any
+    numbers from 0 to 999,999,999, for an array may have its own. `number` is the attempt number of
     all of them. `gpus` maps an index to the device indexes assigned to it. `known_started` is set only in
     what `Backend.start` is given: the kernel had recorded that these were running.
     """

@@ -129,13 +129,14 @@ async def exit_codes_are_reported(rig: Rig) -> None:
 
 @rule("index")
 async def each_attempt_has_its_own_end(rig: Rig) -> None:
-    """Of attempts launched together each is reported with its own index and exit code."""
+    """Of attempts launched together each is reported with its own index, whatever that is, and exit code."""
     session = await rig.open()
-    launch = session.make("index", [5, 0, 3, 7], size=9)
+    launch = session.make("index", [5, 0, 3, 7, 999_999_999], size=6)
     await session.launch(launch)
     ends = {index: await session.end_of(AttemptKey(launch.job_id, index, 1)) for index in launch.indexes}
     told = {index: end.code for index, end in ends.items()}
-    rig.expect(told == {index: index for index in launch.indexes}, f"codes by index, each to be its index: {told}")
+    wanted = {index: index & 255 for index in launch.indexes}
+    rig.expect(told == wanted, f"codes by index, each to be its index's last byte: {told}")
     others = {one.key for one in session.context.seen} - set(launch.attempts())
     rig.expect(not others, f"reports on attempts that were not launched: {shown([*others])}")
 
