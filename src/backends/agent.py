@@ -44,15 +44,15 @@ TIMEOUT_GRACE_MS = 30_000  # between SIGTERM and SIGKILL when a timeout or a sig
 TICK_MS = 5_000  # how often an idle agent looks whether its state directory is still there
 GROUPS_MAX = 256  # jobs whose prepared environments are kept
 BURST = 32  # attempts handed to the spawning threads at once
-SPAWNERS_MAX = 4  # threads; one more than there are processors, up to this
+SPAWNERS_MAX = 4  # threads; one for each processor, up to this
 SPAWN_POLL_MS = 2
-CPUS = os.cpu_count() or 1
+CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # that it may use
 NAP_S_EACH = 0.00025  # of rest before a turn, for each attempt that runs beyond the number of processors
 NAP_S_MAX = 0.003
 ALL = 1 << 30
 REPORT_MAX = 2_000  # exits in one report, so that a frame stays far below FRAME_MAX
 OUT_MAX = 32 << 20  # bytes waiting for a client that does not read, before it is cut off
-EXITED_DELAY_MS = 8  # an exit waits this long to be reported with others, while there is enough to start till then
+EXITED_DELAY_MS = 16  # an exit waits this long to be reported with others, while there is enough to start till then
 STARTED_DELAY_MS = 20  # a start waits this long for an exit to be reported with: short attempts need one report
 ENDING_POLL_MS = 10
 AGE_SLACK_MS = 50  # of a process's start: ticks are coarse
@@ -733,7 +733,7 @@ class Spawner:
         for number in DEFAULT_SIGNALS:
             self.library.sigaddset(defaults, number)
         self.library.posix_spawnattr_setsigdefault(self.attributes, defaults)
-        for _ in range(min(SPAWNERS_MAX, 1 + CPUS)):
+        for _ in range(min(SPAWNERS_MAX, CPUS)):
             threading.Thread(target=self._work, daemon=True).start()
 
     def put(self, one: Attempt, program: str, arguments: List[bytes], variables: List[bytes]) -> None:

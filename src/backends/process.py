@@ -53,7 +53,7 @@ class ProcessOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, f
     zone: str | None = None
     memory_enforcement: Literal["auto", "cgroup", "watch", "none"] = "auto"
     log_bytes_max: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)] = 64 << 20
-    lookahead: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 32
+    lookahead: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 64
     ignore_image: bool = False
 
 

@@ -68,7 +68,7 @@ async def test_exit_codes_and_signals_are_reported_with_their_times(rig: Rig) ->
 async def test_the_host_offers_what_the_options_say(rig: Rig) -> None:
     _, context = await rig.open(context=Recorder(rig.root, memory=512, gpus=[0, 3]))
 
-    assert context.hosts == {"local": Capacity(vcpus_milli=4000, memory_mib=512, gpus=(0, 3), lookahead=32)}
+    assert context.hosts == {"local": Capacity(vcpus_milli=4000, memory_mib=512, gpus=(0, 3), lookahead=64)}
 
 
 @pytest.mark.asyncio
