@@ -1,16 +1,20 @@
 """Runs the benchmarks, each in fresh processes and in turns with its peers, and prints their figures.
 
-    python benchmarks/run.py                      all of them, at full size (about 30 minutes)
+    python benchmarks/run.py                      all of them, at full size (about an hour)
     python benchmarks/run.py --quick              small sizes: does it all still work?
     python benchmarks/run.py --only null_array true_processes --n 2000 --rounds 3
     python benchmarks/run.py --out results.json   also results.md (the table) and results.svg (a plot)
+    python benchmarks/run.py --into results.json --seconds 120    the rounds that the file lacks, for so long
+
+With --into a run is made in pieces: the file keeps every round with its time and the load just before it, and a piece
+adds those that are missing, on the same commit and machine only. The exit status is 75 as long as some are left.
 
 ANYBATCH_BENCH_DIR names the folder for journals (else the system's for temporary files), ANYBATCH_BENCH_LOGS one for
 the logs of real processes (else beside the journal), ANYBATCH_BENCH_PEERS a Python that has the peers' packages
 (parsl, ray, distributed, arq, saq, hyperqueue; else this one); redis-server and parallel are looked for in PATH. What
 is not there is named.
 
-Without --out the figures go to standard output as JSON, the table to standard error. Wall times of one run
+Without either the figures go to standard output as JSON, the table to standard error. Wall times of one run
 mean little on a machine that does other things too; the ratio to a peer of the same round does.
 """
 
@@ -36,10 +40,13 @@ from typing import Any, NamedTuple
 import plot
 
 HERE = Path(__file__).resolve().parent
-FORMAT = 1
+FORMAT = 2
 SESSIONS_MAX = 1_000  # commands of an SSH session each: slow, and their rate does not depend on their number
 Figure = dict[str, Any]
 PEER_S_MAX = 300
+UNFINISHED = 75  # exit status
+FASTEST = "fastest_engine"  # of those measured in the same round
+IDLE_S = 0.3  # for how long it is looked before a round what others have the machine do
 ENGINES = {  # peers that are engines: their script, with its further arguments
     "parsl_threads": ("peers/parsl_threads",),
     "parsl_htex": ("peers/parsl_htex",),
@@ -85,7 +92,7 @@ class Benchmark(NamedTuple):
 def plan(*, quick: bool, n: int | None) -> list[Benchmark]:
     """Everything there is to run. `n`: how many processes the benchmarks of real processes start."""
     small, large, processes = (10_000, 20_000, 100) if quick else (10_000, 1_000_000, 10_000)
-    rounds, few = (1, 1) if quick else (5, 3)
+    rounds = 1 if quick else 5
     n = n or processes
     turns = {"turns": 2} if quick else {}
     sizes = [100, small] if quick else [small, large]
@@ -94,7 +101,7 @@ def plan(*, quick: bool, n: int | None) -> list[Benchmark]:
         Benchmark("null_array", rounds, (Part("null_array", {"size": small}),)),
         Benchmark(
             "null_array_large",
-            few,
+            rounds,
             (
                 Part("null_array", {"size": small, "taskgroup": False}),
                 Part("null_array", {"size": large, "taskgroup": False}),
@@ -102,12 +109,12 @@ def plan(*, quick: bool, n: int | None) -> list[Benchmark]:
             ),
         ),
         Benchmark(
-            "null_array_slots", few, tuple(Part("null_array", {"size": small, "slots": slots}) for slots in (2, 8))
+            "null_array_slots", rounds, tuple(Part("null_array", {"size": small, "slots": slots}) for slots in (2, 8))
         ),
-        Benchmark("submit", few, (Part("submit", {"sizes": sizes} | turns),)),
+        Benchmark("submit", rounds, (Part("submit", {"sizes": sizes} | turns),)),
         Benchmark(
             "aws_api",
-            few,
+            rounds,
             (
                 Part(
                     "aws_api",
@@ -115,22 +122,22 @@ def plan(*, quick: bool, n: int | None) -> list[Benchmark]:
                 ),
             ),
         ),
-        Benchmark("describe_cancel", few, (Part("describe_cancel", {"sizes": sizes} | turns),)),
+        Benchmark("describe_cancel", rounds, (Part("describe_cancel", {"sizes": sizes} | turns),)),
         *(
-            Benchmark(f"shape_{shape}", few, (Part("shapes", {"shape": shape, "size": 200 if quick else 10_000}),))
+            Benchmark(f"shape_{shape}", rounds, (Part("shapes", {"shape": shape, "size": 200 if quick else 10_000}),))
             for shape in SHAPES
         ),
         Benchmark(
             "engines_noop",
             rounds,
             (
-                Part("null_array", {"size": small, "taskgroup": False, "engines": engines("noop")}),
+                Part("null_array", {"size": small, "taskgroup": False, "engines": [*engines("noop"), FASTEST]}),
                 *engine_parts("noop", 50 if quick else 2_000, 8),
             ),
         ),
         Benchmark(
             "memory_limits",
-            few,
+            rounds,
             tuple(
                 Part("true_processes", {"n": n // 2, "slots": 8, "enforcement": enforcement})
                 for enforcement in ("none", "watch", "cgroup")
@@ -139,7 +146,7 @@ def plan(*, quick: bool, n: int | None) -> list[Benchmark]:
         Benchmark("inline_array", rounds, (Part("inline_array", {"size": small}),)),
         Benchmark(
             "responsiveness",
-            few,
+            rounds,
             tuple(
                 Part("responsiveness", {"size": size, "watch_s": 0.2 if quick else 3.0})
                 for size in ((large,) if quick else (100_000, large))
@@ -147,7 +154,7 @@ def plan(*, quick: bool, n: int | None) -> list[Benchmark]:
         ),
         Benchmark(
             "memory",
-            1,
+            1 if quick else 3,
             tuple(
                 Part(
                     "memory",
@@ -169,16 +176,16 @@ def plan(*, quick: bool, n: int | None) -> list[Benchmark]:
         ),
         Benchmark(
             "engines_processes",
-            few,
+            rounds,
             (
-                Part("true_processes", {"n": n, "slots": 8, "engines": engines("true")}),
+                Part("true_processes", {"n": n, "slots": 8, "engines": [*engines("true"), FASTEST]}),
                 *engine_parts("true", max(20, n // 10), 8),
             ),
         ),
         *(
             Benchmark(
                 f"ssh_hosts_{slots}_{delay_ms}ms",
-                few,
+                rounds,
                 tuple(
                     Part("ssh_hosts", {"who": who, "n": most, "slots": slots, "delay_ms": delay_ms})
                     for who, most in (("ssh", n), ("process", n), ("session", min(n, SESSIONS_MAX)))
@@ -199,24 +206,63 @@ def engine_parts(work: str, n: int, slots: int) -> list[Part]:
     return [Part(ENGINES[name][0], {"n": n, "slots": slots, "work": work}, engine=name) for name in engines(work)]
 
 
-def run(benchmark: Benchmark, rounds: int, missing: dict[str, str]) -> list[Figure]:
-    """The benchmark's figures over all rounds; the order of its parts, and of a peer inside one, turns each round."""
-    found: dict[str, Figure] = {}
-    for turn in range(rounds):
-        say(f"{benchmark.name} {turn + 1}/{rounds}")
-        for part in reversed(benchmark.parts) if turn % 2 else benchmark.parts:
-            parameters = dict(part.parameters)
-            if turn % 2 and part.file in ("null_array", "inline_array"):
-                parameters["first"] = "taskgroup"
-            if part.engine in missing:
-                continue
-            for one in measure(part._replace(parameters=parameters), missing):
-                kept = found.setdefault(one["name"], {"benchmark": benchmark.name, **one, "values": [], "by_round": {}})
-                kept["by_round"][turn] = one["value"]
-                for clock in {"wall_s", "cpu_s"} & one.keys():
-                    kept[clock] = [*(kept[clock] if kept["values"] else []), one[clock]]
-                kept["values"].append(one["value"])
-    return [finish(one, found) for one in found.values() if "/" not in one["name"] or one["peer"] in found]
+def run_round(benchmark: Benchmark, turn: int, missing: dict[str, str]) -> dict[str, Any]:
+    """One round of a benchmark: every part once. Their order, and that of a peer inside one, turns with each round."""
+    found: list[Figure] = []
+    begun, about = time.monotonic(), {"at": now(), "load": round(os.getloadavg()[0], 2), "others": others()}
+    for part in reversed(benchmark.parts) if turn % 2 else benchmark.parts:
+        parameters = dict(part.parameters)
+        if turn % 2 and part.file in ("null_array", "inline_array"):
+            parameters["first"] = "taskgroup"
+        if part.engine not in missing:
+            found += measure(part._replace(parameters=parameters), missing)
+    rates = [one for one in found if one["name"].removesuffix("_per_s") in ENGINES]
+    if rates:
+        found.append(max(rates, key=lambda one: one["value"]) | {"name": f"{FASTEST}_per_s"})
+    took = round(time.monotonic() - begun, 1)
+    return {"benchmark": benchmark.name, **about, "took_s": took, "figures": found}
+
+
+def figures_of(rounds: Iterable[dict[str, Any]]) -> list[Figure]:
+    """What all rounds together say, benchmark by benchmark."""
+    together: dict[str, dict[str, Figure]] = {}
+    turns: dict[str, int] = {}
+    for one_round in rounds:
+        benchmark = one_round["benchmark"]
+        turn = turns[benchmark] = turns.get(benchmark, -1) + 1
+        for one in one_round["figures"]:
+            first = {"benchmark": benchmark, **one, "values": [], "by_round": {}}
+            kept = together.setdefault(benchmark, {}).setdefault(one["name"], first)
+            kept["by_round"][turn] = one["value"]
+            for clock in {"wall_s", "cpu_s"} & one.keys():
+                kept[clock] = [*(kept[clock] if kept["values"] else []), one[clock]]
+            kept["values"].append(one["value"])
+    return [
+        finish(one, found)
+        for found in together.values()
+        for one in found.values()
+        if "/" not in one["name"] or one["peer"] in found
+    ]
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def others() -> float | None:
+    """The share of the machine's processors that is busy just now, with this run at rest. (Linux.)"""
+
+    def ticks() -> tuple[int, int]:
+        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return sum(fields), fields[3] + fields[4]
+
+    try:
+        all_before, idle_before = ticks()
+        time.sleep(IDLE_S)
+        all_after, idle_after = ticks()
+    except OSError:
+        return None
+    return round(1 - (idle_after - idle_before) / max(1, all_after - all_before), 2)
 
 
 def measure(part: Part, missing: dict[str, str]) -> list[Figure]:
@@ -295,7 +341,8 @@ def machine() -> dict[str, Any]:
     except OSError:
         pass
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpus": os.cpu_count(), "model": model, "memory_gb": round(pages / 1e9, 1)}
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpus": cpus, "model": model, "memory_gb": round(pages / 1e9, 1)}
 
 
 def table(figures: Iterable[Figure]) -> str:
@@ -321,48 +368,88 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small sizes and one round")
-    parser.add_argument("--out", type=Path, help="write the figures here")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="benchmarks whose name begins so")
-    parser.add_argument("--n", type=int, help="how many processes to start (default 10000)")
-    parser.add_argument("--rounds", type=int, help="how often to run each")
-    options = parser.parse_args()
-    begun, load = time.monotonic(), os.getloadavg()[0]
+def write(result: dict[str, Any], path: Path) -> str:
+    """Write the file, the table and the plot; returns the table."""
+    result["figures"] = figures_of(result["rounds"])
+    shown = table(result["figures"]) + "".join(f"\n\nWithout {who}: {why}" for who, why in result["missing"].items())
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(result, indent=1) + "\n")
+    fresh.replace(path)
+    path.with_suffix(".md").write_text(shown + "\n")
+    path.with_suffix(".svg").write_text(plot.draw(result))
+    return shown
+
+
+def begin(options: argparse.Namespace) -> dict[str, Any]:
+    """A result without rounds, or the one that is to be gone on with."""
     result: dict[str, Any] = {
         "format": FORMAT,
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "at": now(),
         "quick": options.quick,
+        "n": options.n,
         "versions": versions(),
         "machine": machine(),
         "folders": {name: os.environ.get(f"ANYBATCH_BENCH_{name}", "default") for name in ("DIR", "LOGS")},
         "figures": [],
         "missing": {},
+        "rounds": [],
     }
+    if options.into and options.into.exists():
+        before: dict[str, Any] = json.loads(options.into.read_text())
+        for name in ("format", "quick", "n", "versions", "machine", "folders"):
+            if before.get(name) != result[name]:
+                sys.exit(f"{options.into}: {name} differ: {before.get(name)} there, {result[name]} now")
+        return before
+    return result
+
+
+def run_all(options: argparse.Namespace, result: dict[str, Any]) -> tuple[bool, bool]:
+    """Run every round that the result lacks; returns whether one failed, and whether time ran out before the last."""
+    path, until = options.into or options.out, time.monotonic() + (options.seconds or float("inf"))
     failed = False
+    for benchmark in plan(quick=options.quick, n=options.n):
+        if options.only and not benchmark.name.startswith(tuple(options.only)):
+            continue
+        wanted = options.rounds or benchmark.rounds
+        done = [one for one in result["rounds"] if one["benchmark"] == benchmark.name]
+        while len(done) < wanted and benchmark.name not in result["missing"]:
+            if time.monotonic() + max((one["took_s"] for one in done), default=0.0) > until:
+                return failed, True
+            say(f"{benchmark.name} {len(done) + 1}/{wanted}")
+            try:
+                done.append(run_round(benchmark, len(done), result["missing"]))
+            except subprocess.CalledProcessError as e:  # it costs its own figures, not those of the others
+                failed = True
+                result["missing"][benchmark.name] = f"{Path(e.cmd[1]).name} ended with status {e.returncode}"
+                say(f"without {benchmark.name}: {result['missing'][benchmark.name]}")
+            else:
+                result["rounds"].append(done[-1])
+                if path:
+                    write(result, path)
+    return failed, False
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes and one round")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--out", type=Path, help="write the figures here")
+    where.add_argument("--into", type=Path, help="add the rounds that this file lacks")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="benchmarks whose name begins so")
+    parser.add_argument("--n", type=int, help="how many processes to start (default 10000)")
+    parser.add_argument("--rounds", type=int, help="how often to run each")
+    parser.add_argument("--seconds", type=float, help="begin no round that would probably end later")
+    options = parser.parse_args()
+    result = begin(options)
     with work_folders():
-        for benchmark in plan(quick=options.quick, n=options.n):
-            if not options.only or benchmark.name.startswith(tuple(options.only)):
-                try:
-                    result["figures"] += run(benchmark, options.rounds or benchmark.rounds, result["missing"])
-                except subprocess.CalledProcessError as e:  # it costs its own figures, not those of the others
-                    failed = True
-                    result["missing"][benchmark.name] = f"{Path(e.cmd[1]).name} ended with status {e.returncode}"
-                    say(f"without {benchmark.name}: {result['missing'][benchmark.name]}")
-    result["load"] = {"before": load, "after": os.getloadavg()[0]}
-    result["took_s"] = round(time.monotonic() - begun, 1)
-    text = json.dumps(result, indent=1)
-    shown = table(result["figures"]) + "".join(f"\n\nWithout {who}: {why}" for who, why in result["missing"].items())
-    if options.out:
-        options.out.write_text(text + "\n")
-        options.out.with_suffix(".md").write_text(shown + "\n")
-        options.out.with_suffix(".svg").write_text(plot.draw(result))
-        print(shown)
+        failed, unfinished = run_all(options, result)
+    if options.into or options.out:
+        print(write(result, options.into or options.out))
     else:
-        print(text)
-        say(shown)
-    return 1 if failed else 0
+        result["figures"] = figures_of(result["rounds"])
+        print(json.dumps(result, indent=1))
+        say(table(result["figures"]))
+    return 1 if failed else UNFINISHED if unfinished else 0
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def asyncio_loop(n: int, slots: int, path: Path) -> Run:
 
 
 def posix_spawn(n: int, slots: int, path: Path) -> Run:
-    loops = min(slots, os.cpu_count() or 1)
+    loops = min(slots, len(os.sched_getaffinity(0)))
 
     def loop(which: int) -> None:
         """The share of one forked loop."""

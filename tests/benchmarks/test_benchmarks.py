@@ -33,7 +33,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_figure_says_what_it_is_and_how_it_spreads(results: Path) -> None:
     result: dict[str, Any] = json.loads(results.read_text())
-    assert {"format", "at", "versions", "machine", "load", "took_s", "folders", "missing"} <= result.keys()
+    assert {"format", "at", "versions", "machine", "folders", "missing", "rounds"} <= result.keys()
+    assert all({"benchmark", "at", "load", "others", "took_s", "figures"} <= one.keys() for one in result["rounds"])
     names = [(one["benchmark"], one["name"]) for one in result["figures"]]
     assert len(set(names)) == len(names)
     for one in result["figures"]:
