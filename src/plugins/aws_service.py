@@ -146,6 +146,8 @@ def _settings(file: AwsFile, options: argparse.Namespace) -> AwsSettings:
 
 def _tls(file: AwsFile) -> ssl.SSLContext | None:
     if file.tls_certificate is None:
+        if file.tls_key is not None:
+            raise InvalidValue("aws_config.tls_key", file.tls_key, "it goes with tls_certificate")
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -107,6 +108,11 @@ def test_other_mistakes_are_named(served: Served) -> None:
         ({k: v for k, v in good.items() if k != "X-Amz-Date"}, "IncompleteSignatureException"),
         ({**good, "X-Amz-Date": "yesterday"}, "IncompleteSignatureException"),
         (signed(served, service="ec2"), "InvalidSignatureException"),
+        ({**good, "X-Amz-Target": "Logs_20140328.GetLogEvents"}, "InvalidSignatureException"),
+        (signed(served, headers={"X-Amz-Content-Sha256": "0" * 64}), "InvalidSignatureException"),
+        ({**good, "Authorization": re.sub(r"/\d{8}/", "/20200101/", authorization)}, "InvalidSignatureException"),
+        ({**good, "Authorization": authorization.replace("/aws4_", "/aws5_")}, "IncompleteSignatureException"),
+        ({**good, "Authorization": authorization.replace(f"/{REGION}/", "/eu-west-1/")}, "InvalidSignatureException"),
         ({**good, "X-Amz-Security-Token": "x"}, "UnrecognizedClientException"),
         ({**good, "X-Amz-Security-Token": not_ascii}, "UnrecognizedClientException"),
     ):  # fmt: skip

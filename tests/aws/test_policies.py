@@ -153,6 +153,54 @@ PEOPLE: dict[str, list[Any]] = {
 }  # fmt: skip
 
 
+AWSLOGS = {
+    "logDriver": "awslogs",
+    "options": {
+        "awslogs-create-group": "true",
+        "awslogs-group": "g",
+        "awslogs-region": "r",
+        "awslogs-stream-prefix": "p",
+    },
+}
+POD = {
+    "containers": [
+        {
+            "image": "pod/x",
+            "securityContext": {"privileged": True, "runAsUser": 7, "runAsGroup": 8},
+            "resources": {"limits": {"cpu": "1", "memory": "64Mi"}},
+        }
+    ],
+    "serviceAccountName": "account",
+    "metadata": {"namespace": "space"},
+}
+KEYED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "image": ({"StringEquals": {"batch:Image": "bad/x"}}, {"image": "bad/x"}),
+    "user": ({"StringEquals": {"batch:User": "root"}}, {"user": "root"}),
+    "privileged": ({"Bool": {"batch:Privileged": "true"}}, {"privileged": True}),
+    "driver": ({"StringEquals": {"batch:LogDriver": "syslog"}}, {"logConfiguration": {"logDriver": "syslog"}}),
+    "creategroup": ({"Bool": {"batch:AWSLogsCreateGroup": "true"}}, {"logConfiguration": AWSLOGS}),
+    "group": ({"StringEquals": {"batch:AWSLogsGroup": "g"}}, {"logConfiguration": AWSLOGS}),
+    "region": ({"StringEquals": {"batch:AWSLogsRegion": "r"}}, {"logConfiguration": AWSLOGS}),
+    "prefix": ({"StringEquals": {"batch:AWSLogsStreamPrefix": "p"}}, {"logConfiguration": AWSLOGS}),
+    "tags": ({"StringEquals": {"aws:RequestTag/team": "a"}}, {"tags": {"team": "a"}}),
+    "tagkeys": ({"ForAnyValue:StringEquals": {"aws:TagKeys": ["team"]}}, {"tags": {"team": "b"}}),
+    "eksimage": ({"StringLike": {"batch:EKSImage": "pod/*"}}, {"pod": POD}),
+    "eksnamespace": ({"StringEquals": {"batch:EKSNamespace": "space"}}, {"pod": POD}),
+    "eksprivileged": ({"Bool": {"batch:EKSPrivileged": "true"}}, {"pod": POD}),
+    "eksuser": ({"NumericEquals": {"batch:EKSRunAsUser": 7}}, {"pod": POD}),
+    "eksgroup": ({"NumericEquals": {"batch:EKSRunAsGroup": 8}}, {"pod": POD}),
+    "eksaccount": ({"StringEquals": {"batch:EKSServiceAccountName": "account"}}, {"pod": POD}),
+}
+"""By name of a principal: when it may not register (section 11), and what of a definition is such a case."""
+PEOPLE |= {
+    name: [allow("batch:*"), deny("batch:RegisterJobDefinition", Condition=condition)]
+    for name, (condition, _) in KEYED.items()
+}
+PEOPLE["sharer"] = [
+    allow("batch:SubmitJob"), deny("batch:SubmitJob", Condition={"StringLike": {"batch:ShareIdentifier": "a*"}}),
+]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     path = tmp_path_factory.mktemp("aws") / "keys.json"
@@ -255,6 +303,27 @@ def test_registrations_by_image_privilege_and_role(served: Served) -> None:
     group = {"targetNodes": "0:", "container": container("true")}
     nodes = {"numNodes": 1, "mainNode": 0, "nodeRangeProperties": [group]}
     denied(client.register_job_definition, action, jobDefinitionName="team-a", type="multinode", nodeProperties=nodes)
+
+
+@pytest.mark.parametrize("name", sorted(KEYED))
+def test_section_11_every_condition_key_of_a_registration(served: Served, name: str) -> None:
+    client, met = as_user(served, name), dict(KEYED[name][1])
+    client.register_job_definition(jobDefinitionName="k", type="container", containerProperties=container("true"))
+    arguments: dict[str, Any] = {"tags": met.pop("tags")} if "tags" in met else {}
+    if "pod" in met:
+        arguments["eksProperties"] = {"podProperties": met.pop("pod")}
+    else:
+        arguments["containerProperties"] = container("true", **met)
+    denied(
+        client.register_job_definition, "batch:RegisterJobDefinition", jobDefinitionName="k", type="container",
+        **arguments,
+    )  # fmt: skip
+
+
+def test_section_11_the_share_of_a_submit(served: Served) -> None:
+    client = as_user(served, "sharer")
+    client.submit_job(jobName="x", jobQueue="open", jobDefinition="ok")
+    denied(client.submit_job, "batch:SubmitJob", jobName="x", jobQueue="open", jobDefinition="ok", shareIdentifier="ab")
 
 
 def test_an_optional_resource_can_be_denied(served: Served) -> None:

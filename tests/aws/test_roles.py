@@ -125,6 +125,7 @@ async def _records(served: Served) -> list[Any]:
     return [one async for one in served.kernel.audit()]
 
 
+ODD: Final = "\u00e9:-:1:" + "0" * 64
 SHOW_TOKEN: Final = 'echo "\\"$AWS_CONTAINER_AUTHORIZATION_TOKEN\\""'
 
 
@@ -154,7 +155,7 @@ def test_the_token_is_the_attempts_and_ends_with_it(tmp_path: Path) -> None:
             sessions[job] = served.client("sts", **keys), served.client(**keys)
             assert sessions[job][0].get_caller_identity()["Arn"].endswith(f"/{job.replace(':', '.')}-1")
         first, second, third = jobs
-        for token in ("", "x", tokens[first][:-1], tokens[first].replace(":1:", ":2:"), tokens[third] + ":1"):
+        for token in ("", "x", tokens[first][:-1], tokens[first].replace(":1:", ":2:"), tokens[third] + ":1", ODD):
             assert ask(served, token)[0] == 403
         client.terminate_job(jobId=second, reason="enough")
         ended(client, second)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self
 
+import structlog
 from aiohttp import web
 from anybatch import Conflict, InvalidValue, Kernel
 from anybatch.kernel.roles import supply_roles
@@ -26,6 +27,12 @@ from .settings import DEFAULT_REGION, AwsSettings, check_settings
 DEFAULT_BIND: Final = "127.0.0.1:8642"
 STOP_S_MAX: Final = 10.0
 """How long calls that are being answered may go on when the front end closes."""
+
+
+RELOAD_S: Final = 1.0
+"""How often the file of credentials is looked at: a key that is taken out of it is good for that long."""
+
+log = structlog.stdlib.get_logger("anybatch.aws")
 
 
 def parse_bind(bind: str) -> tuple[str, int]:
@@ -99,6 +106,7 @@ class AwsFrontEnd:
         self._tls = tls
         self._runner: web.ServerRunner | None = None
         self._stack = contextlib.ExitStack()
+        self._watching: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         roles = JobRoles(self._kernel, self.settings, self.identity)
@@ -119,12 +127,34 @@ class AwsFrontEnd:
             await runner.cleanup()
             raise
         self._runner = runner
+        if self.identity is not None and self.identity.path is not None:
+            self._watching = asyncio.create_task(self._watch(self.identity), name="anybatch-aws-keys")
         return self
+
+    async def _watch(self, identity: Identity) -> None:
+        """Read the file of credentials again when it changes. One with mistakes is told about, and changes nothing."""
+        told: str | None = None
+        while True:
+            await asyncio.sleep(RELOAD_S)
+            if not identity.is_stale():
+                continue
+            try:
+                identity.reload()
+                log.info("credentials_read_again", path=str(identity.path), principals=len(identity.principals))
+                told = None
+            except (InvalidValue, OSError) as e:
+                if str(e) != told:
+                    log.error("credentials_not_read_again", path=str(identity.path), error=str(e))
+                told = str(e)
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stack.close()
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            watching.cancel()
+            await asyncio.wait({watching})
         runner, self._runner = self._runner, None
         if runner is not None:
             await asyncio.shield(runner.cleanup())

@@ -128,6 +128,7 @@ class Identity:
 
     def __init__(self, file: _File, path: Path | None = None) -> None:
         self.path = path
+        self._stamp: tuple[int, ...] | None = None
         self._session_secret = file.session_secret.encode()
         self.principals: dict[str, Principal] = {}
         self._keys: dict[str, tuple[str, Principal]] = {}
@@ -171,19 +172,42 @@ class Identity:
             _create(path)
         except FileExistsError:
             pass
+        return cls._read(path)
+
+    @classmethod
+    def _read(cls, path: Path) -> Identity:
         with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode & 0o777
+            status = os.fstat(file.fileno())
+            mode = status.st_mode & 0o777
             data = file.read(FILE_BYTES_MAX + 1)
         if mode & 0o077:
             raise InvalidValue("credentials", str(path), f"it has mode {mode:o}, so others can read it: chmod 600 it")
         if len(data) > FILE_BYTES_MAX:
             raise InvalidValue("credentials", str(path), f"it has at most {FILE_BYTES_MAX} bytes")
         try:
-            return cls(msgspec.json.decode(data, type=_File), path)
+            found = cls(msgspec.json.decode(data, type=_File), path)
         except msgspec.MsgspecError as e:
             raise InvalidValue("credentials", str(path), f"it is not as it should be: {e}") from None
         except InvalidValue as e:
             raise InvalidValue(f"{path}: {e.field}", e.value, e.allowed) from None
+        found._stamp = _stamp(status)
+        return found
+
+    def is_stale(self) -> bool:
+        """Whether the file is another one than was read. One that is gone for the moment is not."""
+        try:
+            return self.path is not None and _stamp(self.path.stat()) != self._stamp
+        except OSError:
+            return False
+
+    def reload(self) -> None:
+        """Read the file again: from now on its keys and policies hold, and no others.
+
+        Raises:
+            InvalidValue, OSError: it is not as it should be; what was read before stays.
+        """
+        if self.path is not None:
+            self.__dict__.update(self._read(self.path).__dict__)
 
     @classmethod
     def new(cls) -> Identity:
@@ -254,6 +278,10 @@ class Identity:
             job, number = found["a"]
             principal = structs.replace(principal, role=found["r"], attempt=AttemptName(job, number))
         return self._session_key(token), principal
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_mode
 
 
 def _fresh() -> _File:

@@ -153,9 +153,9 @@ class JobRoles:
             ApiError: it is none of ours.
         """
         parts = token.split(":")
-        if len(parts) == 4 and parts[2].isdecimal() and parts[2].isascii() and len(parts[2]) < 10:
+        if token.isascii() and len(parts) == 4 and parts[2].isdecimal() and len(parts[2]) < 10:
             name = AttemptName(parts[0] if parts[1] == "-" else f"{parts[0]}:{parts[1]}", int(parts[2]))
-            if hmac.compare_digest(self.token(name).encode(), token.encode(errors="surrogateescape")):
+            if hmac.compare_digest(self.token(name), token):
                 return name
         raise denied("The authorization token is not one of an attempt of this server", "InvalidAuthorizationToken")
 
@@ -191,6 +191,8 @@ class JobRoles:
     def _own(self, principal: str, role: str, attempt: AttemptName) -> Credentials:
         if self._identity is None:  # any key will do
             return Credentials("no-auth", "no-auth", None, int(time.time() + STATIC_S))
+        if principal not in self._identity.principals:  # it was taken out of the file since the start
+            raise denied(f"The role {role} is of a principal that is no longer there", "UnknownRole")
         return self._identity.session(principal, role=role_name(role), attempt=attempt)
 
     async def role_of(self, attempt: AttemptName) -> str | None:
