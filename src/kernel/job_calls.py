@@ -19,6 +19,7 @@ from .core.explain import Code, Reason, blocked, explain, never_fits
 from .core.indexes import kept
 from .core.inputs import RerunJob, StopJob, SubmitJob
 from .core.model import RetryStrategy
+from .core.placement import queue_head
 from .core.resources import get_queue
 from .core.state import JobRow
 from .core.states import RUNNABLE, STARTING, STATUSES, SUCCEEDED, JobStatus
@@ -177,6 +178,17 @@ class JobCalls(Calls):
         row, index = self._find(job)
         waits = row.children.counts[RUNNABLE] if index is None else row.children.status[index] == RUNNABLE
         return blocked(self._live.state, row) if waits else ()
+
+    async def queue_head(self, queue: str) -> JobSummary | None:
+        """The job or child of a queue that is the first in turn among those that wait for a place; None: none waits.
+
+        One that fits nowhere stays at the head and is passed by others; `blocked` tells of it.
+        """
+        found = queue_head(self._open.state, get_queue(self._open.state, args.text("queue", queue)))
+        if found is None:
+            return None
+        job, index = found
+        return job_summary(job, index if job.size is not None else None)
 
     async def describe_jobs(self, jobs: Iterable[JobReference]) -> list[JobDetail]:
         """The same for several, in the order asked for.

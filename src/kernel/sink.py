@@ -12,13 +12,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, runtime_checkable
 
 import msgspec
 
 from .core.errors import AnyBatchError
 from .stream import EventId, JobEvent
-from .views import DefinitionDetail, JobDetail
+
+if TYPE_CHECKING:
+    from .kernel import Kernel
 
 SINK_API_VERSION: Final = 1
 """The version of this protocol. A sink states the one it was written for as `api_version`."""
@@ -49,33 +51,19 @@ class SinkError(AnyBatchError):
         self.retry_after_s = retry_after_s
 
 
-class JobSource(Protocol):
-    """What a sink can ask about a job beyond its events: how it is now (methods of `Kernel`)."""
-
-    async def describe_job(self, job: str, /) -> JobDetail:
-        """A job or child.
-
-        Raises:
-            RequestError: it is no longer kept.
-        """
-
-    async def describe_job_definition(self, definition: str, /) -> DefinitionDetail:
-        """A revision, by `name:revision`."""
-
-
 class SinkContext(msgspec.Struct, frozen=True, kw_only=True):
     """What a sink is told when it is opened.
 
     `name`: what this kernel's owner calls it. `options`: checked by `Sink.Options`. `folder`: where relative paths
-    begin: the journal's folder (for a journal in memory: the current one). `jobs`: where to ask about jobs as they are
-    now (None in the conformance kit).
+    begin: the journal's folder (for a journal in memory: the current one). `kernel`: whose events they are, to ask
+    how things are now (None in the conformance kit).
     """
 
     name: str
     kernel_id: str
     options: Any
     folder: Path
-    jobs: JobSource | None = None
+    kernel: Kernel | None = None
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Awaitable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import msgspec
@@ -21,10 +21,13 @@ from .core.errors import AnyBatchError, EventsTrimmed, InvalidValue, PluginError
 from .logs import Log
 from .registry import GROUPS, load_error
 from .runtime import Runtime
-from .sink import SINK_API_VERSION, EventGap, JobSource, Sink, SinkConfig, SinkContext, SinkDetail, SinkError, SinkEvent
+from .sink import SINK_API_VERSION, EventGap, Sink, SinkConfig, SinkContext, SinkDetail, SinkError, SinkEvent
 from .stream import EventId, read_events
 from .trimming import ForgottenJobs
 from .views import to_datetime
+
+if TYPE_CHECKING:
+    from .kernel import Kernel
 
 log = Log("anybatch.kernel")
 
@@ -55,10 +58,10 @@ class SinkRunner:
         options: Any,
         runtime: Runtime,
         forgotten: ForgottenJobs,
-        jobs: JobSource,
+        kernel: Kernel,
     ) -> None:
         self.name = name
-        self._jobs = jobs
+        self._kernel = kernel
         self.config = config
         self._sink = sink
         self._options = options
@@ -132,7 +135,7 @@ class SinkRunner:
                 folder = self._runtime.journal.files.parent if self._runtime.journal.durable else Path.cwd()
                 kernel_id = self._runtime.state.kernel_id
                 context = SinkContext(
-                    name=self.name, kernel_id=kernel_id, options=self._options, folder=folder, jobs=self._jobs
+                    name=self.name, kernel_id=kernel_id, options=self._options, folder=folder, kernel=self._kernel
                 )
                 await _bounded(self._sink.open(context), OPEN_S_MAX, "open")
                 self._opened = True
@@ -314,9 +317,9 @@ class Sinks:
         made: Mapping[str, tuple[SinkConfig, Sink, Any]],
         runtime: Runtime,
         forgotten: ForgottenJobs,
-        jobs: JobSource,
+        kernel: Kernel,
     ) -> None:
-        self._runners = [SinkRunner(name, *what, runtime, forgotten, jobs) for name, what in made.items()]
+        self._runners = [SinkRunner(name, *what, runtime, forgotten, kernel) for name, what in made.items()]
 
     def details(self) -> tuple[SinkDetail, ...]:
         """How each stands."""

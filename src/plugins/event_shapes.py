@@ -6,7 +6,8 @@ bus, for consumers that were written for it: see `anybatch.plugins.eventbridge`,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -30,11 +31,18 @@ class Shaped(msgspec.Struct, frozen=True, kw_only=True):
     subject: str | None
 
 
+Send = Callable[[list[Shaped]], Awaitable[None]]
+"""Delivers records; raises if it cannot."""
+
+
 class Shape(Protocol):
     """Makes records of events."""
 
     async def records(self, events: Sequence[SinkEvent]) -> list[Shaped]:
         """The records, in order; an event may give none, or one for each child."""
+
+    def watch(self, send: Send) -> Coroutine[Any, Any, None] | None:
+        """What is to run while the sink is open, for records that no event brings about; None: nothing."""
 
 
 class ShapeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,6 +62,13 @@ class ShapeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError("per_child: the shape eventbridge has an event for each child anyway")
         if not (self.account.isdecimal() and len(self.account) == 12):
             raise ValueError(f"account: {self.account!r} is not an account id of 12 digits")
+
+
+async def end_watch(watching: asyncio.Task[None] | None) -> None:
+    """Return once what ran while a sink was open has ended."""
+    if watching is not None:
+        watching.cancel()
+        await asyncio.wait({watching})
 
 
 def make_shape(context: SinkContext) -> Shape:
@@ -86,6 +101,9 @@ class Native:
             each = event.expand() if self._per_child and not isinstance(event, EventGap) else (event,)
             found += [shaped(one, self._kernel_id) for one in each]
         return found
+
+    def watch(self, send: Send) -> None:
+        """Every record comes from an event."""
 
 
 def shaped(event: SinkEvent, kernel_id: str) -> Shaped:

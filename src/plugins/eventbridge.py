@@ -1,29 +1,42 @@
-"""Events in EventBridge's shape, as AWS Batch gives them (contract EB-1 to EB-4): `Batch Job State Change`.
+"""Events in EventBridge's shape, as AWS Batch gives them (contract EB-1 to EB-5).
 
 `detail` is the job as DescribeJobs tells it, at the moment of the change: events are delivered when they can be, and
 by then the job may have gone on, so what it has come to since is taken off again (`as_of`). What cannot be had any
 more of that moment is said in docs/events.md.
+
+That a queue is blocked is no event of the kernel's: it is how things stand. Heads of queues are looked at again and
+again, and each is told of once for each reason, and once more after a restart: consumers may see it twice, and miss
+none.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import NAMESPACE_URL, uuid5
 
-from anybatch import AttemptDetail, JobDetail, JobEvent, JobStatus, RequestError
+from anybatch import AttemptDetail, JobDetail, JobEvent, JobStatus, KernelClosed, RequestError
+from anybatch.kernel.logs import Log
 from anybatch.kernel.sink import EventGap, SinkContext, SinkEvent
 from msgspec import structs
 
 from .aws.arns import Place
+from .aws.blocked import Blocked
 from .aws.call import to_ms
 from .aws.containers import Compiled, compile_definition
 from .aws.job_shapes import job_shape
-from .event_shapes import Shaped, shaped
+from .event_shapes import Send, Shaped, shaped
+
+log = Log("anybatch.eventbridge")
 
 STATE_CHANGE: Final = "Batch Job State Change"
 STATE_CHANGE_TYPE: Final = "anybatch.eventbridge.job-state-change.v1"
+QUEUE_BLOCKED: Final = "Batch Job Queue Blocked"
+QUEUE_BLOCKED_TYPE: Final = "anybatch.eventbridge.queue-blocked.v1"
+BLOCKED_LOOK_S: Final = 10.0
+"""How often the heads of queues are looked at."""
 ENDED: Final = (JobStatus.SUCCEEDED, JobStatus.FAILED)
 COMPILED_MAX: Final = 1_000
 """Revisions of definitions that are held ready."""
@@ -34,7 +47,9 @@ class EventBridge:
 
     def __init__(self, context: SinkContext, *, account: str, region: str) -> None:
         self._kernel_id = context.kernel_id
-        self._jobs = context.jobs
+        self._kernel = context.kernel
+        self._blocked = None if context.kernel is None else Blocked(context.kernel)
+        self._told: dict[str, tuple[str, str]] = {}
         self._place = Place(account, region)
         self._compiled: dict[str, Compiled] = {}
 
@@ -47,6 +62,46 @@ class EventBridge:
             elif event.status is not JobStatus.SUBMITTED:
                 found += [await self._state_change(one) for one in event.expand()]
         return found
+
+    async def watch(self, send: Send) -> None:
+        """Tell of queues whose head is blocked, again and again (EB-5)."""
+        while True:
+            await asyncio.sleep(BLOCKED_LOOK_S)
+            try:
+                await self.tell_blocked(send)
+            except KernelClosed:
+                return
+            except Exception as e:  # nothing is lost: what could not be told is told when it can be
+                log.warning("blocked_queues_not_told", error=f"{type(e).__name__}: {e}")
+
+    async def tell_blocked(self, send: Send) -> None:
+        """One event for each queue whose head is blocked, once for each job and reason.
+
+        Raises:
+            What `send` raises.
+        """
+        if self._kernel is None or self._blocked is None:
+            return
+        for queue in await self._kernel.describe_job_queues():
+            head = await self._kernel.queue_head(queue.name)
+            reason = None if head is None else await self._blocked.reason_of(head.id, queue.name)
+            if head is None or reason is None:
+                self._told.pop(queue.name, None)
+                continue
+            told = head.id, reason.partition(" - ")[0]
+            job = await self._find(head.id)
+            if job is None or self._told.get(queue.name) == told:
+                continue
+            await send([await self._queue_blocked(job, reason)])
+            self._told[queue.name] = told
+
+    async def _queue_blocked(self, job: JobDetail, reason: str) -> Shaped:
+        shown = structs.replace(job, status=JobStatus.RUNNABLE, status_reason=reason)
+        detail = job_shape(self._place, shown, await self._definition(job))
+        at = datetime.now(UTC)
+        name = f"anybatch:blocked:{self._kernel_id}:{job.id}:{reason}:{at.isoformat()}"
+        resources = [detail["jobArn"], detail["jobQueue"]]
+        return envelope(self._place, QUEUE_BLOCKED, QUEUE_BLOCKED_TYPE, name, at, resources, detail)
 
     async def _state_change(self, event: JobEvent) -> Shaped:
         detail = await self._detail(event)
@@ -62,21 +117,21 @@ class EventBridge:
         return job_shape(self._place, as_of(job, event), await self._definition(job))
 
     async def _find(self, job_id: str) -> JobDetail | None:
-        if self._jobs is None:
+        if self._kernel is None:
             return None
         try:
-            return await self._jobs.describe_job(job_id)
+            return await self._kernel.describe_job(job_id)
         except RequestError:
             return None  # it is no longer kept
 
     async def _definition(self, job: JobDetail) -> Compiled | None:
-        if job.definition is None or self._jobs is None:
+        if job.definition is None or self._kernel is None:
             return None
         found = self._compiled.get(job.definition)
         if found is None:
             if len(self._compiled) >= COMPILED_MAX:
                 self._compiled.clear()
-            detail = await self._jobs.describe_job_definition(job.definition)
+            detail = await self._kernel.describe_job_definition(job.definition)
             found = self._compiled[job.definition] = compile_definition(detail)
         return found
 

@@ -6,6 +6,7 @@ opened; the event comes again.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import anyio.to_thread
 import msgspec
 from anybatch.kernel.sink import SINK_API_VERSION, SinkContext, SinkEvent
 
-from .event_shapes import Shaped, ShapeOptions, make_shape
+from .event_shapes import Shaped, ShapeOptions, end_watch, make_shape
 
 TAIL_BYTES: Final = 64 << 10
 """Read at a time when looking for the end of the last whole line."""
@@ -49,12 +50,17 @@ class JsonlSink:
 
     def __init__(self) -> None:
         self._file: BinaryIO | None = None
+        self._lock = asyncio.Lock()
+        self._watching: asyncio.Task[None] | None = None
 
     async def open(self, context: SinkContext) -> None:
         self._options: JsonlOptions = context.options
         self._shape = make_shape(context)
         self._path: Path = context.folder / self._options.path
         self._file = await anyio.to_thread.run_sync(self._open)
+        watch = self._shape.watch(self._send)
+        if watch is not None:
+            self._watching = asyncio.create_task(watch, name=f"anybatch-sink-{context.name}-watch")
 
     def _open(self) -> BinaryIO:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +74,11 @@ class JsonlSink:
         return file
 
     async def deliver(self, events: Sequence[SinkEvent]) -> None:
-        await anyio.to_thread.run_sync(self._write, await self._shape.records(events))
+        await self._send(await self._shape.records(events))
+
+    async def _send(self, records: list[Shaped]) -> None:
+        async with self._lock:
+            await anyio.to_thread.run_sync(self._write, records)
 
     def _write(self, records: list[Shaped]) -> None:
         assert self._file is not None
@@ -97,6 +107,8 @@ class JsonlSink:
         return self._path.with_name(f"{self._path.name}.{n}") if n else self._path
 
     async def close(self) -> None:
+        watching, self._watching = self._watching, None
+        await end_watch(watching)
         file, self._file = self._file, None
         if file is not None:
             file.close()

@@ -8,6 +8,7 @@ is an acceptance; anything else, and no reply in time, is an error, after which 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -22,7 +23,7 @@ import aiohttp
 import msgspec
 from anybatch.kernel.sink import SINK_API_VERSION, SinkContext, SinkError, SinkEvent
 
-from .event_shapes import Shaped, ShapeOptions, make_shape
+from .event_shapes import Shaped, ShapeOptions, end_watch, make_shape
 
 POST_BYTES_MAX: Final = 1 << 20
 """A post's size: a larger batch goes in several, each event whole."""
@@ -61,6 +62,7 @@ class WebhookSink:
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def open(self, context: SinkContext) -> None:
         self._options: WebhookOptions = context.options
@@ -69,11 +71,17 @@ class WebhookSink:
         self._secret = read_secret(self._options, context.folder)
         timeout = aiohttp.ClientTimeout(total=self._options.timeout)
         self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=1))
+        watch = self._shape.watch(self._send)
+        if watch is not None:
+            self._watching = asyncio.create_task(watch, name=f"anybatch-sink-{context.name}-watch")
 
     async def deliver(self, events: Sequence[SinkEvent]) -> None:
+        await self._send(await self._shape.records(events))
+
+    async def _send(self, records: list[Shaped]) -> None:
         batch: list[bytes] = []
         first, size = "", 0
-        for one in await self._shape.records(events):
+        for one in records:
             data = msgspec.json.encode(cloud_event(one, self._kernel_id))
             if batch and size + len(data) > POST_BYTES_MAX:
                 await self._post(first, batch)
@@ -104,6 +112,8 @@ class WebhookSink:
             raise SinkError(f"{self._options.url} could not be posted to: {type(e).__name__}: {e}") from e
 
     async def close(self) -> None:
+        watching, self._watching = self._watching, None
+        await end_watch(watching)
         session, self._session = self._session, None
         if session is not None:
             await session.close()

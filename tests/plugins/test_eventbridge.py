@@ -14,9 +14,11 @@ import msgspec
 import pytest
 from anybatch import EventGap, InlineAttempt, InlineBackend, Kernel
 from anybatch.kernel.backend import AttemptKey
-from anybatch.kernel.sink import SinkContext
+from anybatch.kernel.sink import SinkContext, SinkError
 from anybatch.kernel.stream import EventId
-from anybatch.plugins.event_shapes import make_shape
+from anybatch.plugins import eventbridge
+from anybatch.plugins.event_shapes import Shaped, make_shape
+from anybatch.plugins.eventbridge import EventBridge
 from anybatch.plugins.jsonl_sink import JsonlOptions, JsonlSink
 from anybatch.plugins.webhook_sink import WebhookOptions, cloud_event
 from aws_rig import compare, service_model
@@ -123,7 +125,7 @@ async def test_eb_2_a_late_delivery_tells_how_it_was_and_not_how_it_is() -> None
             if event.status.value == "SUCCEEDED":
                 break
         options = JsonlOptions(path="x", shape="eventbridge")
-        context = SinkContext(name="s", kernel_id=kernel.id, options=options, folder=Path(), jobs=kernel)
+        context = SinkContext(name="s", kernel_id=kernel.id, options=options, folder=Path(), kernel=kernel)
         records = await make_shape(context).records(events)
     details = [one.record["detail"] for one in records]
     assert [(one["status"], len(one["attempts"])) for one in details] == [
@@ -145,7 +147,7 @@ async def test_eb_3_the_envelope_is_eventbridges_and_the_id_stays_the_same(tmp_p
             if event.status.value == "RUNNABLE":
                 break
         options = WebhookOptions(url="http://x", shape="eventbridge", account=ACCOUNT, region=REGION)
-        context = SinkContext(name="s", kernel_id=kernel.id, options=options, folder=tmp_path, jobs=kernel)
+        context = SinkContext(name="s", kernel_id=kernel.id, options=options, folder=tmp_path, kernel=kernel)
         records = await make_shape(context).records(events)
         again = await make_shape(context).records(events)
         backend.exit_all()
@@ -205,3 +207,65 @@ async def test_options_that_do_not_go_together_are_refused() -> None:
     ):
         with pytest.raises(msgspec.ValidationError, match=match):
             msgspec.convert({"path": "x", **options}, JsonlOptions)
+
+
+async def test_eb_5_a_queue_whose_head_is_blocked_is_told_once_for_each_reason(tmp_path: Path) -> None:
+    backend = ManualBackend()
+    async with kernel_on(backend) as kernel:
+        options = JsonlOptions(path="x", shape="eventbridge", account=ACCOUNT, region=REGION)
+        context = SinkContext(name="s", kernel_id=kernel.id, options=options, folder=tmp_path, kernel=kernel)
+        bus = make_shape(context)
+        assert isinstance(bus, EventBridge)
+        told: list[Shaped] = []
+
+        async def send(records: list[Shaped]) -> None:
+            told.extend(records)
+
+        async def dead(records: list[Shaped]) -> None:
+            raise SinkError("nobody is there")
+
+        running = await submit(kernel, "running")
+        await until(lambda: backend.live)
+        await bus.tell_blocked(send)
+        assert told == []
+        # It stays at the head, and the next one passes it.
+        await kernel.register_job_definition("d", command=["x"])
+        large = await submit(kernel, "large", definition="d", vcpus=100, array_size=2)
+        larger = await submit(kernel, "larger", vcpus=200)
+        await submit(kernel, "small")
+        await until(lambda: len(backend.live) == 2)
+        with pytest.raises(SinkError):
+            await bus.tell_blocked(dead)
+        await bus.tell_blocked(send)
+        await bus.tell_blocked(send)
+        [first] = told
+        await large.terminate("enough")
+        await bus.tell_blocked(send)
+        assert [one.record["detail"]["jobName"] for one in told] == ["large", "larger"]
+        await larger.terminate("enough")
+        await bus.tell_blocked(send)
+        assert len(told) == 2
+        backend.exit_all()
+        await running.wait()
+    record = first.record
+    child = f"{large.id}:0"
+    base = f"arn:aws:batch:{REGION}:{ACCOUNT}"
+    assert record["detail-type"] == "Batch Job Queue Blocked"
+    assert record["resources"] == [f"{base}:job/{child}", f"{base}:job-queue/q"]
+    assert (record["detail"]["jobId"], record["detail"]["status"]) == (child, "RUNNABLE")
+    assert record["detail"]["statusReason"].startswith("MISCONFIGURATION:")
+    compare(record["detail"], service_model().shape_for("JobDetail"), "detail")
+    assert (first.type, first.subject) == ("anybatch.eventbridge.queue-blocked.v1", child)
+
+
+async def test_eb_5_a_sink_that_is_open_tells_of_blocked_queues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eventbridge, "BLOCKED_LOOK_S", 0.01)
+    path = tmp_path / "bus.jsonl"
+    async with kernel_on(ManualBackend(), tmp_path / "b.db", sinks=sinks(path)) as kernel:
+        job = await submit(kernel, vcpus=100)
+        await until(lambda: path.exists() and b"Queue Blocked" in path.read_bytes())
+        await job.terminate("done")
+    kinds = [one["detail-type"] for one in events_of(path, job.id)]
+    assert kinds.count("Batch Job Queue Blocked") == 1

@@ -146,6 +146,37 @@ def _head_key(state: KernelState, lane: Lane) -> tuple[int, int] | None:
     return None
 
 
+def queue_head(state: KernelState, queue: QueueRow) -> tuple[JobRow, int] | None:
+    """The job or child (by its index) that is the queue's first in turn, whether or not it can run; changes nothing."""
+    best: tuple[tuple[int, int], JobRow, int] | None = None
+    for lane in queue.lanes.values():
+        found = _lane_head(state, lane)
+        if found is not None and (best is None or found[0] < best[0]):
+            best = found
+    return None if best is None else best[1:]
+
+
+def _lane_head(state: KernelState, lane: Lane) -> tuple[tuple[int, int], JobRow, int] | None:
+    def retried(entry: tuple[int, int, int, int]) -> bool:
+        turn, serial, index, number = entry
+        job = state.jobs.get(serial)
+        return job is not None and job.still_waits(turn, index, number) and job.room(1) > 0
+
+    def waits(serial: int) -> bool:
+        job = state.jobs.get(serial)
+        return job is not None and bool(job.children.counts[RUNNABLE]) and job.room(1) > 0
+
+    if lane.front:  # the first of a heap is right unless it no longer waits: then all are looked at
+        first = lane.front[0] if retried(lane.front[0]) else min(filter(retried, lane.front), default=None)
+        if first is not None:
+            return (0, first[0]), state.jobs[first[1]], first[2]
+    if lane.jobs:
+        serial = lane.jobs[0] if waits(lane.jobs[0]) else min(filter(waits, lane.jobs), default=None)
+        if serial is not None:
+            return (1, serial), state.jobs[serial], state.jobs[serial].children.status.find(RUNNABLE)
+    return None
+
+
 def _place_head(
     state: KernelState, lane: Lane, environments: Sequence[EnvironmentRow], held: Held, most: int
 ) -> AttemptsPlaced | None:
