@@ -1798,6 +1798,14 @@ def inode(path: Any) -> Tuple[int, int]:
     return 0, 0
 
 
+def close_inherited() -> None:
+    """Close what the starter has left open beside the first three: uvloop hands its ends of their pipes on."""
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else map(str, range(3, 256)):
+        with contextlib.suppress(OSError):
+            if int(name) > 2:
+                os.close(int(name))
+
+
 def detach(trouble: Trouble) -> bool:
     """Fork; the child goes on in a session of its own without the starter's descriptors. True in the child."""
     starter = os.getpid()
@@ -1822,6 +1830,7 @@ def main() -> int:
     parser.add_argument("--socket", required=True)
     parser.add_argument("--idle-ms", type=int, default=IDLE_MS)
     options = parser.parse_args()
+    close_inherited()
     state = os.path.abspath(options.state)
     os.makedirs(state, 0o700, exist_ok=True)
     lock = take_lock(state)
