@@ -63,10 +63,12 @@ def test_the_table_has_no_edge_that_contract_2_4_has_not() -> None:
     assert {(*key, after) for key, after in TRANSITIONS.items() if key not in BEYOND_AWS} == allowed
 
 
-def test_the_edges_beyond_aws_are_those_of_a_rerun() -> None:
+def test_the_edges_beyond_aws_are_those_of_a_rerun_and_of_an_array_that_stops() -> None:
     assert {(*key, TRANSITIONS[key]) for key in BEYOND_AWS} == {
         (W, S.FAILED, T.RERUN, S.PENDING),
         (P, S.FAILED, T.RERUN, S.PENDING),
+        (W, S.PENDING, T.STOP, S.FAILED),
+        (W, S.RUNNABLE, T.STOP, S.FAILED),
     }
 
 
@@ -78,7 +80,7 @@ def test_every_other_pair_is_a_bug_of_the_kernel(kind: Kind, status: JobStatus, 
 
 def test_terminal_statuses_have_no_rows_but_for_a_rerun() -> None:
     assert {status for status in JobStatus if status.is_terminal} == {S.SUCCEEDED, S.FAILED}
-    assert {key for key in TRANSITIONS if key[1].is_terminal} == BEYOND_AWS
+    assert {key for key in TRANSITIONS if key[1].is_terminal} == {(W, S.FAILED, T.RERUN), (P, S.FAILED, T.RERUN)}
 
 
 def test_ar_2_a_parent_is_only_ever_submitted_pending_succeeded_or_failed() -> None:

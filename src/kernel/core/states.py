@@ -64,11 +64,13 @@ class Trigger(Enum):
     SUCCEED = "succeed"
     """Exit code 0; for a parent: every child SUCCEEDED."""
     RETRY = "retry"
-    """The attempt ended and another one is to follow."""
+    """The attempt ended and another one is to follow, also after a checkpoint."""
     FAIL = "fail"
     """The attempt failed for good; for a parent: all children ended and at least one FAILED."""
     RERUN = "rerun"
     """Beyond AWS: what FAILED is to run again; a parent goes on with its children."""
+    STOP = "stop"
+    """Beyond AWS: as many children of the array have FAILED as may (max_failures)."""
 
 
 _W, _P, _S, _T = Kind.WORK, Kind.PARENT, JobStatus, Trigger
@@ -97,12 +99,16 @@ TRANSITIONS: Final[dict[tuple[Kind, JobStatus, Trigger], JobStatus]] = {
     (_P, _S.PENDING, _T.SUCCEED): _S.SUCCEEDED,
     (_P, _S.PENDING, _T.FAIL): _S.FAILED,
     # beyond AWS
+    (_W, _S.PENDING, _T.STOP): _S.FAILED,
+    (_W, _S.RUNNABLE, _T.STOP): _S.FAILED,
     (_W, _S.FAILED, _T.RERUN): _S.PENDING,
     (_P, _S.FAILED, _T.RERUN): _S.PENDING,
 }
 
-BEYOND_AWS: Final = frozenset({(_W, _S.FAILED, _T.RERUN), (_P, _S.FAILED, _T.RERUN)})
-"""The rows that AWS Batch does not have; without a rerun none of them is used."""
+BEYOND_AWS: Final = frozenset(
+    {(_W, _S.FAILED, _T.RERUN), (_P, _S.FAILED, _T.RERUN), (_W, _S.PENDING, _T.STOP), (_W, _S.RUNNABLE, _T.STOP)}
+)
+"""The rows that AWS Batch does not have; without a rerun or `max_failures` none of them is used."""
 
 
 def next_status(kind: Kind, status: JobStatus, trigger: Trigger) -> JobStatus:
