@@ -27,9 +27,21 @@ NEEDS_NAMESPACE: Final = "needs the right to make a pid namespace"
 NEEDS_OLD_PYTHON: Final = "needs an interpreter as old as Python 3.8"
 """The agent runs on hosts that have none newer; no current system ships one."""
 
+NEEDS_PODMAN: Final = "needs root, and a Podman that starts containers here"
+"""Its socket in place of Docker's: inside of containers it seldom may."""
+
 NEEDS_STRACE: Final = "needs strace, and the right to trace a child"
 """The real system calls, in their order."""
 
 ALLOWED: Final = frozenset(
-    {NEEDS_BRIDGE, NEEDS_CGROUP, NEEDS_CHATTR, NEEDS_MOUNT, NEEDS_NAMESPACE, NEEDS_OLD_PYTHON, NEEDS_STRACE}
+    {
+        NEEDS_BRIDGE,
+        NEEDS_CGROUP,
+        NEEDS_CHATTR,
+        NEEDS_MOUNT,
+        NEEDS_NAMESPACE,
+        NEEDS_OLD_PYTHON,
+        NEEDS_PODMAN,
+        NEEDS_STRACE,
+    }
 )

@@ -1,4 +1,4 @@
-"""A Unix socket in front of an engine's, by which a test cuts the connection or keeps the engine's answers back."""
+"""A socket in front of an engine's, by which a test cuts the connection or keeps the engine's answers back."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ REQUEST = re.compile(rb"^([A-Z]+) (\S+) HTTP/1\.1\r\n", re.MULTILINE)
 
 
 class Proxy:
-    """`async with` it; `url` is the engine's for who goes through it."""
+    """`async with` it; `url` is the engine's for who goes through it: a Unix socket at `path`, without one TCP."""
 
-    def __init__(self, path: Path, engine: str) -> None:
-        self.path = str(path)
+    def __init__(self, path: Path | None, engine: str) -> None:
+        self.path = path
         self.url = f"unix://{path}"
         self.keep_back: re.Pattern[bytes] | None = None
         """From the first request like this ("POST /containers/create...") on, nothing comes back from the engine."""
@@ -40,7 +40,11 @@ class Proxy:
         """Pass everything on (again)."""
         self._deaf, self.keep_back = False, None
         self.kept_back.clear()
-        self._server = await asyncio.start_unix_server(self._serve, self.path)
+        if self.path is not None:
+            self._server = await asyncio.start_unix_server(self._serve, self.path)
+        else:
+            self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+            self.url = f"tcp://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def cut(self) -> None:
         """Close every connection, and take no new one."""
@@ -49,7 +53,8 @@ class Proxy:
         self.drop()
         if self._tasks:
             await asyncio.wait(set(self._tasks))
-        Path(self.path).unlink(missing_ok=True)
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
     def drop(self) -> None:
         """Close every connection there is."""

@@ -95,7 +95,11 @@ class TestEngine:
         repository, _, tag = name.partition(":")
         change = f"CMD {json.dumps(DEFAULT_COMMAND)}"
         query = urlencode({"fromSrc": "-", "repo": repository, "tag": tag, "changes": change})
-        self.ask("POST", f"/images/create?{query}", raw=root_file_system())
+        said = self.ask("POST", f"/images/create?{query}", raw=root_file_system())
+        image = said["status"] if isinstance(said, dict) else json.loads(said.splitlines()[-1])["status"]
+        self.ask(
+            "POST", f"/images/{image}/tag?{urlencode({'repo': repository, 'tag': tag})}"
+        )  # Podman's import does not
 
 
 def root_file_system() -> bytes:
@@ -131,12 +135,15 @@ class PrivateEngine(TestEngine):
 
     __test__ = False
 
-    def __init__(self) -> None:
+    def __init__(self, *more: str, root: Path | None = None) -> None:
+        """`more`: further arguments of dockerd. `root`: its folder, if not a new one."""
         if os.geteuid() != 0:
             raise NoEngine("needs a Docker Engine, or root to start one")
         if shutil.which("dockerd") is None:
             raise NoEngine("needs a Docker Engine: Debian's docker.io")
-        self.root = Path(tempfile.mkdtemp(prefix="ab-dockerd-", dir="/tmp"))
+        self.root = root or Path(tempfile.mkdtemp(prefix="ab-dockerd-", dir="/tmp"))
+        self._given = root is not None
+        self._more = more
         super().__init__(str(self.root / "docker.sock"))
         self.process: subprocess.Popen[bytes] | None = None
         self.storages: tuple[str | None, ...] = (None, "vfs")
@@ -164,6 +171,7 @@ class PrivateEngine(TestEngine):
             "--bridge=none", "--exec-opt=native.cgroupdriver=cgroupfs", f"--cgroup-parent=/{self.root.name}",
             "--insecure-registry=127.0.0.0/8",
             *([] if storage is None else [f"--storage-driver={storage}"]),
+            *self._more,
         ]  # fmt: skip
 
         def die_with_us() -> None:
@@ -224,7 +232,8 @@ class PrivateEngine(TestEngine):
             time.sleep(0.05)
         for mount in sorted(self._mounts(), reverse=True):
             subprocess.run(["umount", "-l", mount], stderr=subprocess.DEVNULL, check=False)
-        shutil.rmtree(self.root, ignore_errors=True)
+        if not self._given:
+            shutil.rmtree(self.root, ignore_errors=True)
         for top in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*")):
             self._remove_groups(top / self.root.name)
 

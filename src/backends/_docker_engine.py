@@ -11,7 +11,7 @@ import base64
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +36,8 @@ PROBE_S: Final = 10.0
 """For a request by which we tell whether the engine is there."""
 STREAM_READ_S: Final = 60.0
 """Without a byte for so long, a stream of a kept log or a pull is broken."""
+EVENTS: Final = ("start", "die", "died", "oom", "destroy", "remove")
+"""Those that are asked for, in Docker's words and, where it differs, Podman's."""
 MESSAGE_CHARS_MAX: Final = 200
 
 
@@ -245,11 +247,17 @@ class Engine:
                 raise EngineError(answer.status, text)
             return answer
 
-    async def events(self, labels: Sequence[str], since: float) -> AsyncIterator[dict[str, Any]]:
-        """What happens to the containers with these labels, from `since` (epoch seconds, by the engine's clock) on."""
-        filters = {"type": ["container"], "event": ["start", "die", "oom", "destroy"], "label": list(labels)}
+    async def events(
+        self, labels: Sequence[str], since: float, on_open: Callable[[], None]
+    ) -> AsyncIterator[dict[str, Any]]:
+        """What happens to the containers with these labels, from `since` (epoch seconds, by the engine's clock) on.
+
+        `on_open` is called when the engine has begun to answer: it tells of whatever happens from now on.
+        """
+        filters = {"type": ["container"], "event": EVENTS, "label": list(labels)}
         parameters = {"filters": json.dumps(filters), "since": f"{since:.9f}"}
         answer = await self._open("GET", "events", parameters, None)
+        on_open()
         async for news in _lines(answer):
             yield news
         raise EngineGone("the engine has closed the stream of events")

@@ -278,7 +278,7 @@ class EngineHost(Starts):
             attempt.ended_ms = at_ms
             code = labels.get("exitCode", labels.get("containerExitCode", ""))
             self._end(attempt, int(code) if code.isdecimal() else None)
-        elif kind == "destroy" and attempt.step is Step.RUNNING:
+        elif kind in ("destroy", "remove") and attempt.step is Step.RUNNING:
             self._end(attempt, None)
 
     async def on_list(self, containers: list[dict[str, Any]]) -> None:

@@ -72,17 +72,27 @@ class Images:
 
     async def _pull(self, image: str, tell: Callable[[str], None]) -> None:
         loop = asyncio.get_running_loop()
-        progress, told = Progress(), 0.0
+        progress = Progress()
+        timer: asyncio.TimerHandle | None = None
+
+        def tell_progress() -> None:
+            nonlocal timer
+            timer = None
+            tell(f"pulling image {image}{progress}")
+
         tell(f"pulling image {image}")
         try:
             auth = await credentials(registry_of(image))
         except (OSError, ValueError, TimeoutError) as e:
             raise PullFailed(f"CannotPullContainerError: no registry credentials: {short(e)}") from e
-        async for news in self._engine.pull(image, auth):
-            progress.note(news)
-            if loop.time() - told >= TELL_EVERY_S:
-                told = loop.time()
-                tell(f"pulling image {image}{progress}")
+        try:
+            async for news in self._engine.pull(image, auth):
+                progress.note(news)
+                if timer is None:
+                    timer = loop.call_later(TELL_EVERY_S, tell_progress)
+        finally:
+            if timer is not None:
+                timer.cancel()
         if not await self._engine.has_image(image):
             raise PullFailed(f"CannotPullContainerError: the engine has pulled image {image}, and does not have it")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from ..kernel.clock import Clock
@@ -20,6 +21,8 @@ log = Log("anybatch.docker")
 
 LIST_EVERY_S: Final = 15.0
 """Between two lists while anything is under way: how late an end is noticed that the stream did not tell."""
+SUBSCRIBE_S: Final = 2.0
+"""For the stream to begin, before the first list; one that begins later tells of what happened since the last one."""
 IDLE_PROBE_S: Final = 60.0
 """The same while nothing is."""
 BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -155,8 +158,10 @@ class Watch:
 
     async def _follow(self) -> None:
         """Read events and list now and then, until the engine is gone."""
-        reader = asyncio.create_task(self._read(), name="anybatch-docker-events")
+        opened = asyncio.Event()
+        reader = asyncio.create_task(self._read(opened.set), name="anybatch-docker-events")
         try:
+            await self._pause(reader, opened, SUBSCRIBE_S)
             while True:
                 self._doubt.clear()
                 self._asked_at = asyncio.get_running_loop().time()
@@ -170,7 +175,7 @@ class Watch:
                         self._away = (since, self.contact_ms)
                     self.back.set()
                     self._watched.on_up(since)
-                await self._pause(reader)
+                await self._pause(reader, self._doubt, LIST_EVERY_S if self._watched.is_busy() else IDLE_PROBE_S)
                 if reader.done():
                     self._asked_at = asyncio.get_running_loop().time()
                     reader.result()
@@ -179,17 +184,16 @@ class Watch:
             with contextlib.suppress(asyncio.CancelledError, EngineGone, EngineError):
                 await reader
 
-    async def _pause(self, reader: asyncio.Task[None]) -> None:
-        """Until the next list is due, or something is wrong."""
-        doubt = asyncio.create_task(self._doubt.wait())
+    async def _pause(self, reader: asyncio.Task[None], sooner: asyncio.Event, seconds: float) -> None:
+        """Wait for so long, or until this has happened, or the stream has ended."""
+        waiting = asyncio.create_task(sooner.wait())
         try:
-            seconds = LIST_EVERY_S if self._watched.is_busy() else IDLE_PROBE_S
-            await asyncio.wait({reader, doubt}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reader, waiting}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            doubt.cancel()
+            waiting.cancel()
 
-    async def _read(self) -> None:
-        async for event in self._engine.events(self._owner.filters(), self._since):
+    async def _read(self, on_open: Callable[[], None]) -> None:
+        async for event in self._engine.events(self._owner.filters(), self._since, on_open):
             nanoseconds = int(event.get("timeNano") or int(event.get("time", 0)) * 1_000_000_000)
             self._since = max(self._since, nanoseconds / 1e9 - OVERLAP_S)
             self.contact_ms = self._clock.now_ms()

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import anybatch
 import pytest
 import pytest_asyncio
+from allowed_skips import NEEDS_MOUNT
 from anybatch import JobStatus
+from damage_rig import mounted
 from docker_proxy import Proxy
-from docker_rig import IMAGE, PrivateEngine, TestEngine
+from docker_rig import IMAGE, NoEngine, PrivateEngine, TestEngine
 from docker_wait import WAITS, docker_kernel, explains, is_running, until
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(180)]
@@ -183,3 +187,46 @@ async def test_what_ended_just_before_the_kernel_closes_is_removed(
         async with anybatch.Kernel(journal) as kernel:
             await until(lambda: not docker.containers(job=job.id), "they are removed")
             assert await kernel.read_logs(job.id) == b"said\n"
+
+
+# -- what the engine cannot do ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[PrivateEngine]:
+    """An engine of its own on a small disk."""
+    folder = Path(tempfile.mkdtemp(prefix="ab-small-", dir="/tmp"))
+    with contextlib.ExitStack() as stack:
+        stack.callback(folder.rmdir)
+        stack.enter_context(mounted(folder, NEEDS_MOUNT, "-t", "tmpfs", "-o", "size=64m", "tmpfs"))
+        try:
+            made = PrivateEngine(root=folder)
+            stack.callback(made.clean_up)
+            made.start()
+        except NoEngine as e:
+            pytest.skip(str(e))
+        made.make_image()
+        yield made
+
+
+async def test_a_disk_that_is_full_fails_what_is_to_be_created_and_says_so(
+    tmp_path: Path, small: PrivateEngine, options: dict[str, Any]
+) -> None:
+    async with docker_kernel(tmp_path / "batch.db", {**options, "engines": [small.url]}) as kernel:
+        fill = small.root / "fill"
+        with contextlib.suppress(OSError), fill.open("wb", buffering=0) as file:
+            while file.write(b"\0" * 4096):
+                pass
+        job = await kernel.submit_job("job", queue="q", image=IMAGE, command=["true"], retry=2)
+        detail = await job.wait()
+        assert (detail.status, len(detail.attempts)) == ("FAILED", 2)
+        for attempt in detail.attempts:
+            assert attempt.failure_class == "could not start"
+            assert attempt.reason is not None
+            assert attempt.reason.startswith("Cannot"), attempt.reason
+            assert "no space left on device" in attempt.reason, attempt.reason
+        fill.unlink()
+        again = await kernel.submit_job("job", queue="q", image=IMAGE, command=["echo", "room"])
+        assert (await again.wait()).status == "SUCCEEDED"
+        assert await again.read_logs() == b"room\n"
+        await until(lambda: not small.containers(), "nothing is left, of what failed neither")

@@ -247,6 +247,19 @@ async def test_st_8_what_cannot_start_says_why(
     await until(lambda: not docker.containers(job=job.id), "nothing is left of it")
 
 
+async def test_gpus_that_an_engine_has_no_driver_for_say_so(
+    kernel: anybatch.Kernel, docker: TestEngine, options: dict[str, Any]
+) -> None:
+    """The engine is asked for the devices: there is none on the machines that this runs on."""
+    await kernel.update_compute_environment("docker", options={**options, "gpus": [0, 1]})
+    job = await kernel.submit_job("job", queue="q", image=IMAGE, command=["true"], gpus=2)
+    detail = await job.wait()
+    assert (detail.status, detail.status_reason) == ("FAILED", "Task failed to start")
+    assert detail.attempts[0].failure_class == "could not start"
+    assert "device" in (detail.attempts[0].reason or ""), detail
+    await until(lambda: not docker.containers(job=job.id), "nothing is left of it")
+
+
 async def test_an_interpreter_that_the_image_lacks_is_told_in_the_log(kernel: anybatch.Kernel) -> None:
     job = await kernel.submit_job("job", queue="q", image=IMAGE, script="#!/no/such/shell\n")
     detail = await job.wait()
