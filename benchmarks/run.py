@@ -96,6 +96,7 @@ def plan(*, quick: bool, n: int | None) -> list[Benchmark]:
     n = n or processes
     turns = {"turns": 2} if quick else {}
     sizes = [100, small] if quick else [small, large]
+    containers = tuple(Part("docker_containers", one) for one in ({}, {"who": "bare"}, {"size": 10_000}))
     slopes = [1_000, 10_000] if quick else [100_000, 1_000_000]
     return [
         Benchmark("null_array", rounds, (Part("null_array", {"size": small}),)),
@@ -193,6 +194,7 @@ def plan(*, quick: bool, n: int | None) -> list[Benchmark]:
             )
             for slots, delay_ms in (() if quick else ((2, 0), (2, 20), (8, 0), (8, 20)))
         ),
+        *([] if quick else [Benchmark("docker_containers", few, containers)]),
     ]
 
 

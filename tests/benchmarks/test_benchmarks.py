@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
+import docker_rig
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -84,3 +86,17 @@ def test_the_benchmark_of_ssh_hosts_works() -> None:
     for who, delay_ms in (("ssh", 2), ("session", 0)):
         figures = json.loads(run("ssh_hosts.py", json.dumps({"who": who, "n": 20, "slots": 4, "delay_ms": delay_ms})))
         assert figures[0]["value"] > 0
+
+
+def test_the_benchmark_of_docker_containers_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is this: it needs a Docker Engine."""
+    with contextlib.ExitStack() as stack:
+        try:
+            found = stack.enter_context(docker_rig.engine())
+        except docker_rig.NoEngine as e:
+            pytest.skip(str(e))
+        monkeypatch.setenv("ANYBATCH_TEST_DOCKER", found.url)
+        small: list[dict[str, Any]] = [{"n": 4}, {"n": 4, "size": 20}, {"n": 4, "who": "bare", "at_once": [2]}]
+        for parameters in small:
+            figures = json.loads(run("docker_containers.py", json.dumps(parameters)))
+            assert figures[0]["value"] > 0
