@@ -194,7 +194,7 @@ def plan(*, quick: bool, n: int | None) -> list[Benchmark]:
             )
             for slots, delay_ms in (() if quick else ((2, 0), (2, 20), (8, 0), (8, 20)))
         ),
-        *([] if quick else [Benchmark("docker_containers", few, containers)]),
+        *([] if quick else [Benchmark("docker_containers", rounds, containers)]),
     ]
 
 
