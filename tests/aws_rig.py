@@ -108,7 +108,7 @@ class Served:
             aws_session_token=more.pop("token", None),
             region_name=more.pop("region", REGION),
         )
-        config = botocore.config.Config(retries={"total_max_attempts": 1}, **more)
+        config = botocore.config.Config(**{"retries": {"total_max_attempts": 1}, **more})
         client = session.client(service, endpoint_url=self.url, config=config)
         client.meta.events.register("before-parse", _judge)
         return client

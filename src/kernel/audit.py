@@ -35,6 +35,8 @@ FLUSH_S: Final = 0.2
 """How long a record may wait to be written with others."""
 BUFFER_MAX: Final = 10_000
 """Records that may wait; one more waits for room."""
+ROWS: Final = 100
+"""Records of one statement: each statement takes the interpreter's lock from the event loop and gives it back."""
 PAGE: Final = 500
 """Records read at a time."""
 TRIM_EVERY_S: Final = 3_600.0
@@ -93,6 +95,8 @@ class Audit:
         self._db: sqlite3.Connection | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="anybatch-audit")
         self._waiting: list[AuditCall] = []
+        self._waiters: list[asyncio.Future[None]] = []
+        """Who is told once what waits now is written: each has a future of its own, and may be cancelled."""
         self._flushing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._trimmed_s = 0.0
@@ -115,36 +119,67 @@ class Audit:
 
     def _flush_soon(self) -> None:
         self._timer = None
-        if self._flushing is None and self._waiting:
+        self._begin()
+
+    def _begin(self) -> None:
+        """Write what waits, if nothing is being written already: whoever writes goes on until nobody waits."""
+        if self._flushing is None and (self._waiting or self._waiters):
             self._flushing = asyncio.ensure_future(self._write_waiting())
-            self._flushing.add_done_callback(_noted)
 
     async def _flush(self) -> None:
         """Return once what waits now is written."""
-        while self._flushing is not None:  # a write that began before this call came
-            with contextlib.suppress(JournalError):
-                await asyncio.shield(self._flushing)
-        if self._waiting:
-            self._flushing = asyncio.ensure_future(self._write_waiting())
-            self._flushing.add_done_callback(_noted)
-            await asyncio.shield(self._flushing)
+        if self._waiting or self._flushing is not None:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            self._begin()
+            await waiter
 
     async def _write_waiting(self) -> None:
-        calls, self._waiting = self._waiting, []
+        loop = asyncio.get_running_loop()
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._write, calls)
-        except (sqlite3.Error, OSError) as e:
-            self._waiting[:0] = calls  # for the next try
-            raise JournalError(f"the audit records cannot be written: {e}") from e
+            while self._waiters or self._waiting:
+                calls, self._waiting = self._waiting, []
+                waiters, self._waiters = self._waiters, []
+                try:
+                    if calls:
+                        await loop.run_in_executor(self._thread, self._write, calls)
+                except (sqlite3.Error, OSError) as e:
+                    self._waiting[:0] = calls  # for the next try
+                    log.error("audit_not_written", records=len(self._waiting), error=str(e))
+                    self._release(waiters, f"the audit records cannot be written: {e}")
+                    if not self._waiters:
+                        return
+                except asyncio.CancelledError:
+                    self._release([*waiters, *self._waiters], "the event loop ends while audit records are written")
+                    raise
+                else:
+                    self._release(waiters, None)
         finally:
             self._flushing = None
 
+    @staticmethod
+    def _release(waiters: list[asyncio.Future[None]], error: str | None) -> None:
+        for waiter in waiters:
+            if waiter.done():  # it has been cancelled
+                continue
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(JournalError(error))
+
     def _write(self, calls: list[AuditCall]) -> None:
         db = self._opened()
-        rows = [(*call[:5], int(call.read_only), call.error_code, _encoded(call.detail)) for call in calls]
         db.execute("BEGIN")
         try:
-            db.executemany(f"INSERT INTO call ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)  # noqa: S608 - our own
+            for at in range(0, len(calls), ROWS):
+                some = calls[at : at + ROWS]
+                values = [
+                    value
+                    for call in some
+                    for value in (*call[:5], int(call.read_only), call.error_code, _encoded(call.detail))
+                ]
+                places = ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?)"] * len(some))
+                db.execute(f"INSERT INTO call ({_COLUMNS}) VALUES {places}", values)  # noqa: S608 - our own
             db.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
@@ -238,12 +273,6 @@ class Audit:
         db, self._db = self._db, None
         if db is not None:
             db.close()
-
-
-def _noted(task: asyncio.Task[None]) -> None:
-    """Log what nobody may wait for; those who wait are told too."""
-    if not task.cancelled() and task.exception() is not None:
-        log.error("audit_not_written", error=str(task.exception()))
 
 
 def _encoded(detail: Mapping[str, Any]) -> bytes:

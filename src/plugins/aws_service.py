@@ -219,8 +219,10 @@ def _lines(front_end: AwsFrontEnd, options: argparse.Namespace) -> list[str]:
     who = "no authentication: every caller on this machine may do everything"
     if front_end.identity is not None:
         who = f"keys and policies: {front_end.identity.path}"
+    rate = front_end.settings.submit_rate
+    limit = "" if rate is None else f", at most {rate:g} SubmitJob a second"
     return [
-        f"AWS Batch API: {front_end.url}, profile {options.profile}, images {options.images}; {who}",
+        f"AWS Batch API: {front_end.url}, profile {options.profile}, images {options.images}{limit}; {who}",
         "in a shell:",
         *(f"    {line}" for line in front_end.export_lines()),
     ]

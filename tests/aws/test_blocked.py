@@ -9,6 +9,7 @@ import pytest
 from anybatch import Code, Reason
 from anybatch.plugins.aws import AwsSettings, BackendChoice
 from anybatch.plugins.aws.blocked import KEPT_S, Blocked, in_aws_words
+from anybatch.plugins.aws.time_limits import TimeLimits
 from aws_rig import Served, add_queue, container, define, ended, in_status, until
 
 
@@ -156,6 +157,60 @@ def test_the_kernel_is_asked_once_for_many_jobs_of_one_kind(served: Served, clie
     assert asked == 1
     assert KEPT_S <= 1
     client.terminate_jobs(jobs=jobs, reason="done")
+
+
+def test_tl_2_what_is_blocked_for_too_long_is_cancelled_with_the_reason(served: Served, client: Any) -> None:
+    def limits(*reasons: str) -> None:
+        actions = [
+            {"reason": reason, "state": "RUNNABLE", "maxTimeSeconds": 600, "action": "CANCEL"} for reason in reasons
+        ]
+        answer = client.update_job_queue(jobQueue="q", jobStateTimeLimitActions=actions)
+        assert "x-anybatch-ignored" not in answer["ResponseMetadata"]["HTTPHeaders"]
+
+    clock = [0.0]
+    watch = TimeLimits(served.kernel, Blocked(served.kernel), lambda: clock[0])
+
+    def look(*at: float) -> None:
+        for now in at:
+            clock[0] = now
+            served.run(watch.look())
+
+    reason_code = "MISCONFIGURATION:COMPUTE_ENVIRONMENT_MAX_RESOURCE"
+    blocked = needing(client, "too-long", VCPU="64")
+    define(client, "kids", "true")
+    array = client.submit_job(
+        jobName="kids",
+        jobQueue="q",
+        jobDefinition="kids",
+        arrayProperties={"size": 2},
+        containerOverrides={"resourceRequirements": [{"type": "VCPU", "value": "64"}]},
+    )["jobId"]
+    waits = client.submit_job(jobName="w", jobQueue="q", jobDefinition="kids", dependsOn=[{"jobId": blocked}])["jobId"]
+
+    def statuses() -> list[str]:
+        return [job["status"] for job in client.describe_jobs(jobs=[blocked, array, waits])["jobs"]]
+
+    # another reason (TL-4), too early, and once more after an interruption: nothing happens
+    limits("MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT")
+    look(1000.0, 5000.0)
+    limits(reason_code)
+    look(5001.0, 5600.9)
+    assert statuses() == ["RUNNABLE", "PENDING", "PENDING"]
+    limits()
+    look(5600.9)
+    limits(reason_code, "CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY")
+    look(6000.0, 6599.0)
+    assert statuses() == ["RUNNABLE", "PENDING", "PENDING"]
+
+    look(6600.0)
+
+    job = ended(client, blocked)
+    text = f"Canceled by JobStateTimeLimit action due to reason: {reason_code}"
+    assert (job["status"], job["statusReason"], job["attempts"]) == ("FAILED", text, [])
+    assert ended(client, array)["status"] == "FAILED"
+    assert ended(client, f"{array}:1")["statusReason"] == text
+    assert ended(client, waits)["statusReason"] == "Dependent Job failed"
+    limits()
 
 
 @pytest.mark.parametrize("code", [code for code in Code if code.name in ("NEVER_FITS", "CANNOT_RUN_IT")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aws_rig import REGION, add_queue, container, define, ended, refused, until
+from aws_rig import REGION, Served, add_queue, container, define, ended, refused, until
 
 ACCOUNT = "123456789012"
 
@@ -195,7 +195,7 @@ def test_5_definitions_are_refused_in_awss_words(client: Any) -> None:
     assert client.describe_job_definitions(jobDefinitionName="bad")["jobDefinitions"] == []
 
 
-def test_what_cannot_be_run_is_registered_and_refused_at_submit(client: Any) -> None:
+def test_what_cannot_be_run_is_registered_and_refused_at_submit(served: Served, client: Any) -> None:
     node = {"targetNodes": "0:", "container": container("true")}
     client.register_job_definition(
         jobDefinitionName="nodes",
@@ -213,8 +213,27 @@ def test_what_cannot_be_run_is_registered_and_refused_at_submit(client: Any) -> 
     )
     for name in ("nodes", "task", "eks"):
         assert client.describe_job_definitions(jobDefinitions=[name])["jobDefinitions"][0]["jobDefinitionName"] == name
+        before = served.run(served.kernel.last_event_id())
         with refused(client, "not supported here"):
             client.submit_job(jobName="x", jobQueue="q", jobDefinition=name)
+        assert served.run(served.kernel.last_event_id()) == before
+
+
+def test_sc_1_fair_share_is_refused_and_changes_nothing(served: Served, client: Any) -> None:
+    define(client, "shared", "true", schedulingPriority=5)
+    before = served.run(served.kernel.last_event_id())
+    policy = "arn:aws:batch:us-east-1:123456789012:scheduling-policy/p"
+    order = [{"order": 1, "computeEnvironment": "q"}]
+    with refused(client, "schedulingPolicyArn: fair share is not supported here"):
+        client.create_job_queue(
+            jobQueueName="fair", priority=1, computeEnvironmentOrder=order, schedulingPolicyArn=policy
+        )
+    with refused(client, "schedulingPolicyArn: fair share is not supported here"):
+        client.update_job_queue(jobQueue="q", priority=9, schedulingPolicyArn=policy)
+    for member in ({"shareIdentifier": "a"}, {"schedulingPriorityOverride": 3}):
+        with refused(client, "can only be submitted to job queue with fair share scheduling policy"):
+            client.submit_job(jobName="x", jobQueue="q", jobDefinition="shared", **member)
+    assert served.run(served.kernel.last_event_id()) == before
 
 
 def test_a_task_of_one_container_runs(client: Any) -> None:

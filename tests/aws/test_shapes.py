@@ -87,10 +87,12 @@ def test_the_judge_of_answers_can_fail() -> None:
 
 def test_sv_5_what_is_not_served_answers_a_clean_error() -> None:
     with Served() as served:
+        before = served.run(served.kernel.last_event_id())
         for name in NOT_SERVED:
             status, body, headers = served.post(f"/v1/{name.lower()}")
             assert status == 400
             assert headers["x-amzn-ErrorType"] == "ClientException"
             assert body["message"] == f"{name} is not supported here (anybatch). Nothing was changed."
+        assert served.run(served.kernel.last_event_id()) == before
         status, body, _ = served.post("/v1/nosuchthing")
         assert status == 404

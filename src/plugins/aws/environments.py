@@ -9,10 +9,11 @@ from uuid import NAMESPACE_URL, uuid5
 from anybatch import EnvironmentDetail, InvalidValue, NotFound, PluginError
 
 from .api import Api
-from .arns import Place, resource_name
-from .call import Call, aws_metadata, check_ids, make_token, page_size, read_text_token, take_page
+from .arns import Place
+from .call import Call, aws_metadata
 from .checks import check_name, check_tags
 from .errors import refused, unsupported
+from .found import find_one, find_some
 from .job_shapes import cluster_name
 from .requests import (
     CreateComputeEnvironmentRequest,
@@ -191,16 +192,12 @@ def _check_update(
 
 
 async def find_environment(api: Api, place: Place, given: str) -> EnvironmentDetail:
-    """The environment of a name or ARN.
+    """The one of a name or ARN.
 
     Raises:
-        ApiError: it does not exist, in the words that clients look for.
+        ApiError: it does not exist.
     """
-    name = resource_name("compute-environment", given)
-    try:
-        return (await api.kernel.describe_compute_environments([name]))[0]
-    except NotFound:
-        raise refused(f"{place.arn('compute-environment', name[:200])} does not exist") from None
+    return await find_one("compute-environment", api.kernel.describe_compute_environments, place, given)
 
 
 async def delete_compute_environment(api: Api, call: Call, request: DeleteComputeEnvironmentRequest) -> dict[str, Any]:
@@ -219,24 +216,15 @@ async def describe_compute_environments(
     api: Api, call: Call, request: DescribeComputeEnvironmentsRequest
 ) -> dict[str, Any]:
     """Those named that there are, or a page of all."""
-    if request.computeEnvironments:
-        found = []
-        for given in check_ids(request.computeEnvironments, "compute environments"):
-            try:
-                name = resource_name("compute-environment", given)
-                found += await api.kernel.describe_compute_environments([name])
-            except NotFound:
-                continue
-        return {"computeEnvironments": [environment_shape(call.place, detail) for detail in found]}
-    size, after = page_size(request.maxResults), read_text_token("environments", request.nextToken)
-    details = {detail.name: detail for detail in await api.kernel.describe_compute_environments()}
-    names, last = take_page(sorted(details), after, size)
-    result: dict[str, Any] = {
-        "computeEnvironments": [environment_shape(call.place, details[name]) for name in names],
-    }
-    if last is not None:
-        result["nextToken"] = make_token("environments", last)
-    return result
+    found, token = await find_some(
+        "compute-environment",
+        api.kernel.describe_compute_environments,
+        request.computeEnvironments,
+        request.maxResults,
+        request.nextToken,
+    )
+    more = {} if token is None else {"nextToken": token}
+    return {"computeEnvironments": [environment_shape(call.place, detail) for detail in found], **more}
 
 
 def status_reason(detail: EnvironmentDetail) -> str:

@@ -23,6 +23,7 @@ from .listener import Listener
 from .roles import JobRoles, check_jobs_host, check_roles, url_of, urls_of
 from .server import Server
 from .settings import DEFAULT_REGION, AwsSettings, check_settings
+from .time_limits import TimeLimits
 
 DEFAULT_BIND: Final = "127.0.0.1:8642"
 STOP_S_MAX: Final = 10.0
@@ -106,11 +107,12 @@ class AwsFrontEnd:
         self._tls = tls
         self._runner: web.ServerRunner | None = None
         self._stack = contextlib.ExitStack()
-        self._watching: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         roles = JobRoles(self._kernel, self.settings, self.identity)
-        server = Server(Api(self._kernel, self.settings), self.identity, self._hosts, roles)
+        api = Api(self._kernel, self.settings)
+        server = Server(api, self.identity, self._hosts, roles)
         runner = web.ServerRunner(Listener(server.handle), shutdown_timeout=STOP_S_MAX)
         await runner.setup()
         try:
@@ -127,8 +129,9 @@ class AwsFrontEnd:
             await runner.cleanup()
             raise
         self._runner = runner
+        self._tasks.append(asyncio.create_task(TimeLimits(self._kernel, api.blocked).run(), name="anybatch-aws-limits"))
         if self.identity is not None and self.identity.path is not None:
-            self._watching = asyncio.create_task(self._watch(self.identity), name="anybatch-aws-keys")
+            self._tasks.append(asyncio.create_task(self._watch(self.identity), name="anybatch-aws-keys"))
         return self
 
     async def _watch(self, identity: Identity) -> None:
@@ -151,10 +154,11 @@ class AwsFrontEnd:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stack.close()
-        watching, self._watching = self._watching, None
-        if watching is not None:
-            watching.cancel()
-            await asyncio.wait({watching})
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
         runner, self._runner = self._runner, None
         if runner is not None:
             await asyncio.shield(runner.cleanup())

@@ -9,10 +9,11 @@ from anybatch import EnvironmentDetail, NotFound, QueueDetail
 
 from .api import Api
 from .arns import Place, resource_name
-from .call import Call, aws_metadata, check_ids, make_token, page_size, read_text_token, take_page
+from .call import Call, aws_metadata
 from .checks import check_name, check_tags
-from .environments import status_reason
+from .environments import find_environment, status_reason
 from .errors import refused, unsupported
+from .found import find_one, find_some
 from .requests import (
     CreateJobQueueRequest,
     DeleteJobQueueRequest,
@@ -45,7 +46,7 @@ async def create_job_queue(api: Api, call: Call, request: CreateJobQueueRequest)
         )
     kept: dict[str, Any] = {"jobQueueType": kind}
     kept["computeEnvironmentOrder"] = [entry.plain() for entry in request.computeEnvironmentOrder or ()]
-    _keep_actions(call, kept, request.jobStateTimeLimitActions)
+    _keep_actions(kept, request.jobStateTimeLimitActions)
     detail = await api.kernel.create_job_queue(
         request.jobQueueName,
         priority=request.priority,
@@ -66,8 +67,8 @@ def _check_priority(api: Api, priority: int | None) -> None:
         raise refused(f"priority must be between 0 and {PRIORITY_MAX}")
 
 
-def _keep_actions(call: Call, kept: dict[str, Any], actions: list[JobStateTimeLimitAction] | None) -> None:
-    """TL-1. They are kept; nothing here acts on them yet."""
+def _keep_actions(kept: dict[str, Any], actions: list[JobStateTimeLimitAction] | None) -> None:
+    """TL-1. They are kept with the queue; time_limits.py acts on them."""
     if actions is None:
         return
     for action in actions:
@@ -76,8 +77,6 @@ def _keep_actions(call: Call, kept: dict[str, Any], actions: list[JobStateTimeLi
         if action.action == "TERMINATE":
             raise refused("The action TERMINATE is for SAGEMAKER_TRAINING queues")
     kept["jobStateTimeLimitActions"] = [action.plain() for action in actions]
-    if actions:
-        call.ignores("jobStateTimeLimitActions")
 
 
 async def _order(api: Api, call: Call, entries: list[ComputeEnvironmentOrder] | None) -> list[EnvironmentDetail]:
@@ -88,13 +87,9 @@ async def _order(api: Api, call: Call, entries: list[ComputeEnvironmentOrder] | 
         raise refused("computeEnvironmentOrder: each order is given once")
     found = []
     for entry in sorted(entries, key=lambda e: e.order):
-        name = resource_name("compute-environment", entry.computeEnvironment)
-        arn = call.place.arn("compute-environment", name[:200])
-        try:
-            detail = (await api.kernel.describe_compute_environments([name]))[0]
-        except NotFound:
-            raise refused(f"{arn} does not exist") from None
+        detail = await find_environment(api, call.place, entry.computeEnvironment)
         if detail.status.value != "VALID":
+            arn = call.place.arn("compute-environment", detail.name)
             raise refused(
                 f"Compute Environment {arn} is not valid. It must be valid before attaching it to the job queue. "
                 f"({status_reason(detail)})"
@@ -132,7 +127,7 @@ async def update_job_queue(api: Api, call: Call, request: UpdateJobQueueRequest)
         names = [environment.name for environment in environments]
         kept["jobQueueType"] = _queue_type(environments)
         kept["computeEnvironmentOrder"] = [entry.plain() for entry in request.computeEnvironmentOrder]
-    _keep_actions(call, kept, request.jobStateTimeLimitActions)
+    _keep_actions(kept, request.jobStateTimeLimitActions)
     await api.kernel.update_job_queue(
         detail.name,
         priority=request.priority,
@@ -144,16 +139,12 @@ async def update_job_queue(api: Api, call: Call, request: UpdateJobQueueRequest)
 
 
 async def find_queue(api: Api, place: Place, given: str) -> QueueDetail:
-    """The queue of a name or ARN.
+    """The one of a name or ARN.
 
     Raises:
-        ApiError: it does not exist, in the words that clients look for.
+        ApiError: it does not exist.
     """
-    name = resource_name("job-queue", given)
-    try:
-        return (await api.kernel.describe_job_queues([name]))[0]
-    except NotFound:
-        raise refused(f"{place.arn('job-queue', name[:200])} does not exist") from None
+    return await find_one("job-queue", api.kernel.describe_job_queues, place, given)
 
 
 async def delete_job_queue(api: Api, call: Call, request: DeleteJobQueueRequest) -> dict[str, Any]:
@@ -170,21 +161,11 @@ async def delete_job_queue(api: Api, call: Call, request: DeleteJobQueueRequest)
 
 async def describe_job_queues(api: Api, call: Call, request: DescribeJobQueuesRequest) -> dict[str, Any]:
     """Those named that there are, or a page of all."""
-    if request.jobQueues:
-        found = []
-        for given in check_ids(request.jobQueues, "job queues"):
-            try:
-                found += await api.kernel.describe_job_queues([resource_name("job-queue", given)])
-            except NotFound:
-                continue
-        return {"jobQueues": [queue_shape(call.place, detail) for detail in found]}
-    size, after = page_size(request.maxResults), read_text_token("queues", request.nextToken)
-    details = {detail.name: detail for detail in await api.kernel.describe_job_queues()}
-    names, last = take_page(sorted(details), after, size)
-    result: dict[str, Any] = {"jobQueues": [queue_shape(call.place, details[name]) for name in names]}
-    if last is not None:
-        result["nextToken"] = make_token("queues", last)
-    return result
+    found, token = await find_some(
+        "job-queue", api.kernel.describe_job_queues, request.jobQueues, request.maxResults, request.nextToken
+    )
+    more = {} if token is None else {"nextToken": token}
+    return {"jobQueues": [queue_shape(call.place, detail) for detail in found], **more}
 
 
 def queue_shape(place: Place, detail: QueueDetail) -> dict[str, Any]:

@@ -7,20 +7,21 @@ from typing import Literal
 from .shape import Int, Shape
 
 
-class LaunchTemplateSpecificationOverride(Shape):
+class LaunchTemplate(Shape):
+    """What a launch template and its overrides share."""
+
     launchTemplateId: str | None = None
     launchTemplateName: str | None = None
     version: str | None = None
+    userdataType: Literal["EKS_BOOTSTRAP_SH", "EKS_NODEADM"] | None = None
+
+
+class LaunchTemplateSpecificationOverride(LaunchTemplate):
     targetInstanceTypes: list[str] | None = None
-    userdataType: Literal["EKS_BOOTSTRAP_SH", "EKS_NODEADM"] | None = None
 
 
-class LaunchTemplateSpecification(Shape):
-    launchTemplateId: str | None = None
-    launchTemplateName: str | None = None
-    version: str | None = None
+class LaunchTemplateSpecification(LaunchTemplate):
     overrides: list[LaunchTemplateSpecificationOverride] | None = None
-    userdataType: Literal["EKS_BOOTSTRAP_SH", "EKS_NODEADM"] | None = None
 
 
 class Ec2Configuration(Shape):
@@ -56,17 +57,22 @@ class ManagedInstancesLocalStorageConfiguration(Shape):
     useLocalStorage: bool | None = None
 
 
-class InstanceLaunchTemplate(Shape):
-    ec2InstanceProfileArn: str
-    networkConfiguration: ManagedInstancesNetworkConfiguration
+class InstanceTemplate(Shape):
+    """What an instances' template and its update share."""
+
     instanceRequirements: InstanceRequirementsRequest | None = None
-    capacityOptionType: str | None = None
     storageConfiguration: ManagedInstancesStorageConfiguration | None = None
     monitoring: str | None = None
-    fipsEnabled: bool | None = None
     capacityReservations: CapacityReservationRequest | None = None
     instanceMetadataTagsPropagation: bool | None = None
     localStorageConfiguration: ManagedInstancesLocalStorageConfiguration | None = None
+
+
+class InstanceLaunchTemplate(InstanceTemplate, kw_only=True):
+    ec2InstanceProfileArn: str
+    networkConfiguration: ManagedInstancesNetworkConfiguration
+    capacityOptionType: str | None = None
+    fipsEnabled: bool | None = None
 
 
 class InfrastructureOptimization(Shape):
@@ -80,37 +86,44 @@ class ManagedInstancesProvider(Shape):
     infrastructureOptimization: InfrastructureOptimization | None = None
 
 
-class ComputeResource(Shape):
-    type: Literal["EC2", "SPOT", "FARGATE", "FARGATE_SPOT", "ECS_MANAGED_INSTANCES"]
-    maxvCpus: Int
-    allocationStrategy: (
-        Literal[
-            "BEST_FIT",
-            "BEST_FIT_PROGRESSIVE",
-            "BEST_FIT_PROGRESSIVE_ORDERED",
-            "SPOT_CAPACITY_OPTIMIZED",
-            "SPOT_PRICE_CAPACITY_OPTIMIZED",
-            "SPOT_CAPACITY_OPTIMIZED_PRIORITIZED",
-        ]
-        | None
-    ) = None
+ResourceType = Literal["EC2", "SPOT", "FARGATE", "FARGATE_SPOT", "ECS_MANAGED_INSTANCES"]
+NewStrategy = Literal[
+    "BEST_FIT_PROGRESSIVE",
+    "BEST_FIT_PROGRESSIVE_ORDERED",
+    "SPOT_CAPACITY_OPTIMIZED",
+    "SPOT_PRICE_CAPACITY_OPTIMIZED",
+    "SPOT_CAPACITY_OPTIMIZED_PRIORITIZED",
+]
+"""What an environment can be updated to (CE-12)."""
+Strategy = Literal["BEST_FIT", NewStrategy]
+
+
+class ComputeResources(Shape):
+    """What resources and their update share."""
+
     minvCpus: Int | None = None
     desiredvCpus: Int | None = None
-    instanceTypes: list[str] | None = None
-    imageId: str | None = None
     subnets: list[str] | None = None
     securityGroupIds: list[str] | None = None
+    instanceTypes: list[str] | None = None
     ec2KeyPair: str | None = None
     instanceRole: str | None = None
     tags: dict[str, str] | None = None
     placementGroup: str | None = None
     bidPercentage: Int | None = None
-    spotIamFleetRole: str | None = None
     launchTemplate: LaunchTemplateSpecification | None = None
     ec2Configuration: list[Ec2Configuration] | None = None
+    imageId: str | None = None
     scalingPolicy: ComputeScalingPolicy | None = None
-    managedInstancesProvider: ManagedInstancesProvider | None = None
     capacityTags: dict[str, str] | None = None
+
+
+class ComputeResource(ComputeResources, kw_only=True):
+    type: ResourceType
+    maxvCpus: Int
+    allocationStrategy: Strategy | None = None
+    spotIamFleetRole: str | None = None
+    managedInstancesProvider: ManagedInstancesProvider | None = None
 
 
 class EksAccessEntry(Shape):
@@ -128,15 +141,9 @@ class EcsSettings(Shape):
     containerInsights: Literal["ENABLED", "ENHANCED", "DISABLED"] | None = None
 
 
-class InstanceLaunchTemplateUpdate(Shape):
+class InstanceLaunchTemplateUpdate(InstanceTemplate):
     ec2InstanceProfileArn: str | None = None
     networkConfiguration: ManagedInstancesNetworkConfiguration | None = None
-    instanceRequirements: InstanceRequirementsRequest | None = None
-    storageConfiguration: ManagedInstancesStorageConfiguration | None = None
-    monitoring: str | None = None
-    capacityReservations: CapacityReservationRequest | None = None
-    instanceMetadataTagsPropagation: bool | None = None
-    localStorageConfiguration: ManagedInstancesLocalStorageConfiguration | None = None
 
 
 class UpdateManagedInstancesProviderConfiguration(Shape):
@@ -146,36 +153,12 @@ class UpdateManagedInstancesProviderConfiguration(Shape):
     infrastructureOptimization: InfrastructureOptimization | None = None
 
 
-class ComputeResourceUpdate(Shape):
-    minvCpus: Int | None = None
+class ComputeResourceUpdate(ComputeResources):
     maxvCpus: Int | None = None
-    desiredvCpus: Int | None = None
-    subnets: list[str] | None = None
-    securityGroupIds: list[str] | None = None
-    allocationStrategy: (
-        Literal[
-            "BEST_FIT_PROGRESSIVE",
-            "BEST_FIT_PROGRESSIVE_ORDERED",
-            "SPOT_CAPACITY_OPTIMIZED",
-            "SPOT_PRICE_CAPACITY_OPTIMIZED",
-            "SPOT_CAPACITY_OPTIMIZED_PRIORITIZED",
-        ]
-        | None
-    ) = None
-    instanceTypes: list[str] | None = None
-    ec2KeyPair: str | None = None
-    instanceRole: str | None = None
-    tags: dict[str, str] | None = None
-    placementGroup: str | None = None
-    bidPercentage: Int | None = None
-    launchTemplate: LaunchTemplateSpecification | None = None
-    ec2Configuration: list[Ec2Configuration] | None = None
+    allocationStrategy: NewStrategy | None = None
     updateToLatestImageVersion: bool | None = None
-    type: Literal["EC2", "SPOT", "FARGATE", "FARGATE_SPOT", "ECS_MANAGED_INSTANCES"] | None = None
-    imageId: str | None = None
-    scalingPolicy: ComputeScalingPolicy | None = None
+    type: ResourceType | None = None
     managedInstancesProvider: UpdateManagedInstancesProviderConfiguration | None = None
-    capacityTags: dict[str, str] | None = None
 
 
 class UpdatePolicy(Shape):
