@@ -69,7 +69,7 @@ def test_a_bucket_holds_a_second_s_worth_and_fills_at_the_rate() -> None:
 
     assert taken() == RATE * BURST_S
     assert taken() == 0
-    now += 0.6
+    now += 0.65
     assert taken() == 3
     now += 3600
     assert taken() == RATE * BURST_S
