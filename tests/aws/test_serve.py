@@ -17,6 +17,7 @@ from serve_rig import SERVE, serving
 ACKNOWLEDGED: Final = 150
 """Submits before the kill."""
 SUBMITTERS: Final = 4
+EVERY: Final = [{"name": "JOB_NAME", "values": ["*"]}]
 
 
 def test_with_no_configuration_it_can_be_used_at_once(tmp_path: Path) -> None:
@@ -133,6 +134,12 @@ def test_w_10_kill_9_under_load_loses_no_acknowledged_submit(tmp_path: Path) -> 
             for job in client.describe_jobs(jobs=acknowledged[start : start + 100])["jobs"]
         }
         assert found == set(acknowledged)
-        for start in range(0, len(acknowledged), 50):
-            client.terminate_jobs(jobs=acknowledged[start : start + 50], reason="done")
+        # Nothing goes on after the test, what was submitted and not acknowledged neither.
+        every = client.get_paginator("list_jobs").paginate(jobQueue="default", filters=EVERY).build_full_result()
+        left = [job["jobId"] for job in every["jobSummaryList"]]
+        assert set(left) >= set(acknowledged)
+        for start in range(0, len(left), 50):
+            client.terminate_jobs(jobs=left[start : start + 50], reason="done")
+        for job in left:
+            ended(client, job)
         assert service.end() == 0
