@@ -47,17 +47,33 @@ EXIT_ABANDONED: Final = 137
 class InlineAttempt:
     """What a coroutine is given: its arguments, variables, and a log."""
 
+    __slots__ = ("_at", "_launch", "_logs_dir")
+
     def __init__(self, launch: Launch, index: int, logs_dir: Path) -> None:
-        self.job_id = launch.job_id if launch.array_size is None else f"{launch.job_id}:{index}"
-        self.index: int | None = None if launch.array_size is None else index
-        """The child's index; None for a single job."""
-        self.number = launch.number
-        """The attempt's number, from 1."""
-        self.args = launch.spec.command[1:]
-        """The command after the function's name."""
         self._launch = launch
         self._at = index
         self._logs_dir = logs_dir
+
+    @property
+    def job_id(self) -> str:
+        """The job's id, or the child's."""
+        launch = self._launch
+        return launch.job_id if launch.array_size is None else f"{launch.job_id}:{self._at}"
+
+    @property
+    def index(self) -> int | None:
+        """The child's index; None for a single job."""
+        return None if self._launch.array_size is None else self._at
+
+    @property
+    def number(self) -> int:
+        """The attempt's number, from 1."""
+        return self._launch.number
+
+    @property
+    def args(self) -> tuple[str, ...]:
+        """The command after the function's name."""
+        return self._launch.spec.command[1:]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -112,6 +128,7 @@ class InlineBackend:
     async def start(self, context: BackendContext, known: Sequence[Launch]) -> None:
         self._report()
         self._context = context
+        self._loop = asyncio.get_running_loop()
         context.host_up(HOST, self.expects(context.settings).hosts[0].capacity)
         for launch in known:
             gone = [key.index for key in launch.attempts() if key not in self._tasks]
@@ -137,29 +154,26 @@ class InlineBackend:
 
     def _start(self, function: Function, launch: Launch, key: AttemptKey) -> None:
         attempt = InlineAttempt(launch, key.index, self._context.logs_dir)
-        task = asyncio.ensure_future(_call(function, attempt))
-        self._tasks[key] = task
-        task.add_done_callback(lambda done: self._ended(key, attempt, done))
+        task = self._tasks[key] = self._loop.create_task(_call(function, attempt))
+        task.add_done_callback(partial(self._ended, key, attempt))
 
     def _ended(self, key: AttemptKey, attempt: InlineAttempt, task: asyncio.Task[int | None]) -> None:
-        self._abandoned.discard(task)
         if self._tasks.get(key) is not task:
+            self._abandoned.discard(task)
             return
         del self._tasks[key]
-        timer = self._stopped.pop(key, None)
-        if timer is not None:
+        if self._stopped and (timer := self._stopped.pop(key, None)) is not None:
             timer.cancel()
         code, reason = self._outcome(attempt, task)
-        if reason is None:
-            self._collect(key, code)
-        else:
+        if reason is not None:
             self._context.exited(key.job_id, key.number, [key.index], [code], reason=reason)
-
-    def _collect(self, key: AttemptKey, code: int) -> None:
-        """Plain exits of one turn of the loop are reported together."""
-        if not self._exits:
-            asyncio.get_running_loop().call_soon(self._report)
-        indexes, codes, at_ms = self._exits.setdefault((key.job_id, key.number), ([], [], []))
+            return
+        if not self._exits:  # plain exits of one turn of the loop are reported together
+            self._loop.call_soon(self._report)
+        found = self._exits.get((key.job_id, key.number))
+        if found is None:
+            found = self._exits[key.job_id, key.number] = [], [], []
+        indexes, codes, at_ms = found
         indexes.append(key.index)
         codes.append(code)
         at_ms.append(self._context.clock.now_ms())
