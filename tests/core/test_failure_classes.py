@@ -20,7 +20,7 @@ from anybatch.kernel.views import attempt_details
 from core_rig import DISABLED, Rig
 
 HOUR_MS = 3_600_000
-APPLICATION, TIMEOUT, MEMORY, START, LOST, CANCELLED, CLOSED = FailureClass
+APPLICATION, TIMEOUT, MEMORY, START, LOST, CANCELLED, CLOSED, CHECKPOINTED = FailureClass
 
 
 def classes(rig: Rig, job: int, index: int = 0) -> list[FailureClass | None]:
@@ -156,6 +156,14 @@ def test_an_attempt_whose_queue_is_deleted_is_cancelled(rig: Rig) -> None:
     rig.do(ask.DeleteQueue(name="queue"))
     rig.exit(job, code=143)
     assert classes(rig, job) == [CANCELLED]
+
+
+def test_an_attempt_that_asks_to_be_run_again_is_checkpointed_and_the_one_too_many_has_failed(rig: Rig) -> None:
+    job = rig.submit(checkpoint_exit_codes=(85,), max_checkpoints=1)
+    for code in (85, 85):
+        rig.run(job, code=code)
+    assert rig.status(job) == "FAILED"
+    assert classes(rig, job) == [CHECKPOINTED, APPLICATION]
 
 
 def test_a_job_that_is_cancelled_while_it_waits_has_no_attempt_to_say_so(rig: Rig) -> None:
