@@ -189,7 +189,10 @@ class SshHost:
     # -- what the backend asks ---------------------------------------------------------------------------
 
     def launch(self, launches: Sequence[Launch]) -> None:
-        """Hand these over, or keep them until there is a connection."""
+        """Hand these over, or keep them until there is a connection; what comes too late for that is lost."""
+        if self._given_up:
+            self._lose((one.job_id, one.number, one.indexes) for one in launches)
+            return
         ready = self.files.first(launches)
         if ready:
             self.client.post_launch(ready)
@@ -375,14 +378,19 @@ class SshHost:
         return max(0.0, self._lost_at + self.options.grace - asyncio.get_running_loop().time())
 
     def _give_up_if_due(self) -> None:
-        """After the grace its attempts are lost; the host stays, as one that takes none."""
+        """After the grace its attempts are lost; the host stays, as one that takes none and keeps its logs."""
         if self._given_up or self._lost_at is None or self._until_given_up() > 0:
             return
         self._given_up = True
+        held = [*self.client.held, *self.files.held()]
         self.client.give_up()
         self.files.give_up()
-        self._context.host_down(self.name, f"not reached for {self.options.grace:g} s: {self._trouble}")
-        self.tell()
+        self._lose(held)
+
+    def _lose(self, attempts: Iterable[tuple[str, int, Sequence[int]]]) -> None:
+        reason = f"not reached for {self.options.grace:g} s: {self._trouble}"
+        for job_id, number, indexes in attempts:
+            self._context.lost(job_id, number, indexes, reason=reason)
 
     def _note_outage(self, why: str) -> None:
         now = asyncio.get_running_loop().time()

@@ -74,26 +74,22 @@ async def test_a_host_that_is_gone_for_longer_than_the_grace_loses_its_attempts_
 ) -> None:
     host, gate, ran = lab.machine("host"), lab.folder / "gate", lab.folder / "ran"
     backend, context = await bench.open(keepalive=0.3, grace=1.5)
-    downs: list[str] = []
-    down = context.host_down
-
-    def note(host: str, reason: str) -> None:
-        downs.append(reason)
-        down(host, reason)
-
-    context.host_down = note  # type: ignore[method-assign]
     await backend.launch([launch(waits_for(gate, ran), host="host")])
     await until(context, lambda: context.starts_of(key()))
     host.cut()
-    await until(context, lambda: downs)
-    assert "not reached for 1.5 s" in downs[0]
+    await until(context, lambda: context.ends_of(key()))
+    end = context.ends_of(key())[0]
+    assert (end.kind, "not reached for 1.5 s" in (end.reason or "")) == (LOST, True)
+    await backend.launch([launch(shell("exit 6"), host="host", number=2)])  # placed just before it was given up
+    await until(context, lambda: context.ends_of(key(0, 2)))
+    assert context.ends_of(key(0, 2))[0].kind == LOST
     assert set(context.hosts) == set(context.paused) == {"host"}  # still described, and taking nothing
     host.mend()
     await until(context, lambda: not context.paused)
     await until(context, lambda: key() in context.strangers)  # the kernel has it stopped, as it is not live there
     await backend.stop([key()], 0)
-    await until(context, lambda: context.ends_of(key()))
-    assert context.ends_of(key())[0].code in (137, 143)
+    await until(context, lambda: len(context.ends_of(key())) == 2)
+    assert context.ends_of(key())[1].code in (137, 143)
 
 
 async def test_a_killed_agent_loses_its_attempts_and_the_next_one_ends_them(lab: Lab, bench: Bench) -> None:

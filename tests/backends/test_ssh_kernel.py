@@ -146,6 +146,8 @@ async def test_a_lost_host_fails_its_attempts_as_such_and_evaluate_on_exit_decid
     slow = f"echo $$ >> {pids}; while [ ! -e {gate} ]; do sleep 0.05; done; exit 3"
     async with Kernel(tmp_path / "db") as kernel:
         await make(kernel, lab, keepalive=0.3, grace=1.5)
+        before = await kernel.submit_job("before", queue="queue", command=["echo", "kept"], vcpus=0.5)
+        await before.wait()
         again = await kernel.submit_job(
             "again", queue="queue", command=["sh", "-c", slow], retry=HOST_LOST_AGAIN, vcpus=0.5
         )
@@ -166,6 +168,8 @@ async def test_a_lost_host_fails_its_attempts_as_such_and_evaluate_on_exit_decid
         assert [one.exit_code for one in detail.attempts] == [None, 3]
         assert (detail.attempts[0].status_reason or "").startswith("Host EC2")
         assert (await once.describe()).attempts == lost.attempts
+        assert await before.read_logs() == b"kept\n"  # the host that is back keeps what it had
+        assert await once.read_logs() == b""
 
 
 async def test_a_killed_kernel_finds_everything_again_and_nothing_runs_twice(lab: Lab, tmp_path: Path) -> None:
