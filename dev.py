@@ -244,12 +244,12 @@ def run(venv: Path, name: str, command: List[str]) -> int:
 
 
 def test(arguments: List[str]) -> int:
-    """Run the static checks, then pytest with coverage. Pytest comes last, and its last line is its count."""
+    """Run the static checks, then pytest. Pytest comes last, and its last line is its count."""
     venv = setup("dev")
     failing = failing_checks(venv)
     if failing:
         say(f"FAILED so far: {', '.join(failing)}")
-    code = run(venv, "pytest", ["pytest", "--cov", "--cov-report=term", *arguments])
+    code = run(venv, "pytest", ["pytest", *arguments])
     if failing:
         say(f"FAILED before pytest: {', '.join(failing)}")
     return code or (1 if failing else 0)
