@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import pytest
+
 IMAGE = "anybatch-test:busybox"
 START_S = 60.0
 STOP_S = 30.0
@@ -268,3 +270,14 @@ def engine() -> Iterator[TestEngine]:
         yield private
     finally:
         private.clean_up()
+
+
+@contextlib.contextmanager
+def engine_or_skip() -> Iterator[TestEngine]:
+    """As `engine`; where there can be none, the test is skipped and says why."""
+    with contextlib.ExitStack() as stack:
+        try:
+            found = stack.enter_context(engine())
+        except NoEngine as e:
+            pytest.skip(str(e))
+        yield found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 from anybatch.plugins.aws import AwsSettings, BackendChoice
 from aws_rig import Served, add_queue, container, ended, in_status, refused, until
-from docker_rig import DEFAULT_COMMAND, IMAGE, NoEngine, TestEngine, engine
+from docker_rig import DEFAULT_COMMAND, IMAGE, TestEngine, engine_or_skip
 from serve_rig import serving
 
 SECRET = "arn:aws:ssm:us-east-1:123456789012:parameter/password"
@@ -18,11 +17,7 @@ SECRET = "arn:aws:ssm:us-east-1:123456789012:parameter/password"
 
 @pytest.fixture(scope="module")
 def docker() -> Iterator[TestEngine]:
-    with contextlib.ExitStack() as stack:
-        try:
-            found = stack.enter_context(engine())
-        except NoEngine as e:
-            pytest.skip(str(e))
+    with engine_or_skip() as found:
         yield found
 
 
@@ -62,7 +57,7 @@ def test_a_container_is_what_its_definition_says(client: Any, docker: TestEngine
     script = (
         'echo "$GREETING $WHOM Ref::mark"; id -u; ulimit -n; cat /data/given; echo back > /data/made; '
         "cat /sys/fs/cgroup/memory.max 2>/dev/null || cat /sys/fs/cgroup/memory/memory.limit_in_bytes; "
-        "(echo x > /root/x) 2>&1 | wc -l"
+        "(echo x > /x) 2>&1 | wc -l"
         "; df -m /scratch | tail -1 | awk '{print $2}'; exit 3"
     )
     (tmp_path / "given").write_text("from the host\n")

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from docker_rig import NoEngine, PrivateEngine, TestEngine, engine
+from docker_rig import PrivateEngine, TestEngine, engine_or_skip
 
 
 @pytest.fixture(scope="session")
 def docker() -> Iterator[TestEngine]:
-    with contextlib.ExitStack() as stack:
-        try:
-            found = stack.enter_context(engine())
-        except NoEngine as e:
-            pytest.skip(str(e))
+    with engine_or_skip() as found:
         yield found
 
 

@@ -46,7 +46,7 @@ def podman() -> Iterator[TestEngine]:
         pytest.skip(NEEDS_PODMAN)
     root = Path(tempfile.mkdtemp(prefix="ab-podman-", dir="/tmp"))
     (root / "containers.conf").write_text(CONF)
-    places = [f"--root={root}/root", f"--runroot={root}/run", f"--tmpdir={root}/tmp"]
+    places = [f"--root={root}/store", f"--runroot={root}/run", f"--tmpdir={root}/tmp"]
     environment = {**os.environ, "CONTAINERS_CONF": str(root / "containers.conf")}
     found = TestEngine(str(root / "podman.sock"))
     with (root / "log").open("wb") as log:
@@ -69,7 +69,7 @@ def podman() -> Iterator[TestEngine]:
         process.kill()
         process.wait()
         subprocess.run(["podman", *places, "rm", "--all", "--force", "--time=0"], env=environment, capture_output=True)
-        subprocess.run(["umount", "-l", f"{root}/root/overlay"], capture_output=True, check=False)
+        subprocess.run(["umount", "-l", f"{root}/store/overlay"], capture_output=True, check=False)
         shutil.rmtree(root, ignore_errors=True)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import ssl
 from collections.abc import Sequence
@@ -16,11 +15,12 @@ from aiohttp import web
 from anybatch import Conflict, InvalidValue, Kernel
 from anybatch.kernel.roles import supply_roles
 
+from .addresses import is_loopback, url_of
 from .api import Api
 from .authenticate import LOCAL_NAMES
 from .identity import Credentials, Identity
 from .listener import Listener
-from .roles import JobRoles, check_jobs_host, check_roles, url_of, urls_of
+from .roles import JobRoles, check_jobs_host, check_roles, urls_of
 from .server import Server
 from .settings import DEFAULT_REGION, AwsSettings, check_settings
 from .time_limits import TimeLimits
@@ -42,16 +42,6 @@ def parse_bind(bind: str) -> tuple[str, int]:
     if not colon or not port.isdecimal() or not port.isascii() or not 0 <= int(port) <= 65535 or not host:
         raise InvalidValue("bind", bind, "it is host:port, such as 127.0.0.1:8642")
     return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach it."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class AwsFrontEnd:

@@ -14,7 +14,6 @@ addresses and those of `LINK_LOCAL` alone, which decides where a role can be del
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from anybatch import BackendError, InvalidValue, JobStatus, Kernel, RequestError
 from anybatch.kernel.backend import AttemptKey
 from anybatch.kernel.roles import RoleRequest
 
+from .addresses import is_loopback, url_of
 from .errors import ApiError, denied
 from .identity import AttemptName, Credentials, Identity, Principal
 from .role_sources import STATIC_S, RoleSource, SourceError, Sources, check_source
@@ -247,7 +247,7 @@ def check_jobs_host(bind: str, host: str) -> None:
     Raises:
         InvalidValue: it is not.
     """
-    if not (_is_loopback(host) or host in LINK_LOCAL):
+    if not (is_loopback(host) or host in LINK_LOCAL):
         raise InvalidValue(
             "bind_jobs", bind, f"SDKs take credentials from loopback addresses and {', '.join(sorted(LINK_LOCAL))}"
         )
@@ -258,26 +258,12 @@ def urls_of(main: tuple[str, int], jobs: tuple[str, int] | None, *, secure: bool
     own: str | None = None
     if not secure:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(main[0], main[0])
-        own = url_of(host, main[1]) if _is_loopback(host) or host in LINK_LOCAL else None
+        own = url_of(host, main[1]) if is_loopback(host) or host in LINK_LOCAL else None
     public = url_of(hosts[0], main[1], "https") if secure and hosts else None
     extra = None if jobs is None else url_of(*jobs)
     reach = [url for host, url in ((main[0], own), (jobs[0] if jobs else "", extra)) if host in LINK_LOCAL]
     return Urls(_first((extra, own, public)), _first((*reach, public)), public)
 
 
-def url_of(host: str, port: int, scheme: str = "http") -> str:
-    """A URL without a path."""
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-
-
 def _first(found: Iterable[str | None]) -> str | None:
     return next((one for one in found if one is not None), None)
-
-
-def _is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
