@@ -27,14 +27,8 @@ from ..kernel.backend import (
 )
 from ..kernel.core.container import CONTAINER_FIELDS, IMAGE_REQUIRED
 from ..kernel.core.errors import BackendError
-
-try:
-    from ._docker_engine import Engine, EngineError, EngineGone, Place
-except ModuleNotFoundError as e:
-    if e.name not in ("aiodocker", "aiohttp"):
-        raise
-    raise ModuleNotFoundError(f"{e}; the docker backend needs: pip install 'anybatch[docker]'", name=e.name) from e
 from ._docker_attempt import Attempt, Marks, Step
+from ._docker_engine import Engine, EngineError, EngineGone, Place
 from ._docker_host import EngineHost
 from ._docker_images import Images, PullPolicy
 from ._docker_logs import read_from
