@@ -16,11 +16,6 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-try:
-    import asyncssh as asyncssh
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f"{error}: install 'anybatch[ssh]'", name=error.name) from None
-
 from ..kernel.backend import (
     API_VERSION,
     AttemptKey,
