@@ -7,6 +7,7 @@ does not know, or one that it requires and that is missing, fails the test.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import json
 import threading
@@ -99,6 +100,10 @@ class Served:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Something on the kernel's loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(UNTIL_S)
+
+    def start(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """The same, without waiting for its end."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def client(self, service: str = "batch", **more: Any) -> Any:
         """A boto3 client whose answers are judged."""

@@ -466,6 +466,27 @@ class Kernel(JobCalls, ResourceCalls, HostCalls, JournalCalls, AuditCalls):
         """The id of the newest event: what `events(after=...)` takes to see only later ones."""
         return self._last_event_id()
 
+    async def next_event_id(self, after: EventId | tuple[int, int]) -> EventId:
+        """The id of the newest event, as soon as there is one after this: something has changed, not only of jobs.
+
+        Raises:
+            InvalidValue: there is no such event yet.
+        """
+        runtime = self._open
+        _, sequence = args.event_id("after", after)
+        if not 0 <= sequence <= runtime.journal.last:
+            raise InvalidValue("after", after, f"the newest event is {tuple(self._last_event_id())}")
+        news = asyncio.Event()
+        unlisten = runtime.listen(news.set)
+        try:
+            while runtime.journal.last == sequence:
+                await news.wait()
+                news.clear()
+                runtime.check_open()
+        finally:
+            unlisten()
+        return self._last_event_id()
+
     def _last_event_id(self) -> EventId:
         journal = self._open.journal
         return EventId(journal.epoch_of(journal.last), journal.last)

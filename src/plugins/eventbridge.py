@@ -4,14 +4,13 @@
 by then the job may have gone on, so what it has come to since is taken off again (`as_of`). What cannot be had any
 more of that moment is said in docs/events.md.
 
-That a queue is blocked is no event of the kernel's: it is how things stand. Heads of queues are looked at again and
-again, and each is told of once for each reason, and once more after a restart: consumers may see it twice, and miss
-none.
+That a queue is blocked is no event of the kernel's: it is how things stand. Heads of queues are looked at after
+something has happened, and each is told of once for each reason, and once more after a restart: consumers may see it
+twice, and miss none that lasts.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -25,6 +24,7 @@ from msgspec import structs
 from .aws.arns import Place
 from .aws.blocked import Blocked
 from .aws.call import to_ms
+from .aws.changes import Changes
 from .aws.containers import Compiled, compile_definition
 from .aws.job_shapes import job_shape
 from .event_shapes import Send, Shaped, shaped
@@ -35,8 +35,8 @@ STATE_CHANGE: Final = "Batch Job State Change"
 STATE_CHANGE_TYPE: Final = "anybatch.eventbridge.job-state-change.v1"
 QUEUE_BLOCKED: Final = "Batch Job Queue Blocked"
 QUEUE_BLOCKED_TYPE: Final = "anybatch.eventbridge.queue-blocked.v1"
-BLOCKED_LOOK_S: Final = 10.0
-"""How often the heads of queues are looked at."""
+RETRY_S: Final = 10.0
+"""After what could not be told."""
 ENDED: Final = (JobStatus.SUCCEEDED, JobStatus.FAILED)
 COMPILED_MAX: Final = 1_000
 """Revisions of definitions that are held ready."""
@@ -64,15 +64,20 @@ class EventBridge:
         return found
 
     async def watch(self, send: Send) -> None:
-        """Tell of queues whose head is blocked, again and again (EB-5)."""
+        """Tell of queues whose head is blocked, as it comes to that (EB-5)."""
+        if self._kernel is None:
+            return
+        changes, wait_s = Changes(self._kernel), None
         while True:
-            await asyncio.sleep(BLOCKED_LOOK_S)
             try:
+                await changes.wait(wait_s)
                 await self.tell_blocked(send)
+                wait_s = None
             except KernelClosed:
                 return
             except Exception as e:  # nothing is lost: what could not be told is told when it can be
                 log.warning("blocked_queues_not_told", error=f"{type(e).__name__}: {e}")
+                wait_s = RETRY_S
 
     async def tell_blocked(self, send: Send) -> None:
         """One event for each queue whose head is blocked, once for each job and reason.

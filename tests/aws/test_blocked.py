@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from anybatch import Code, Reason
-from anybatch.plugins.aws import AwsSettings, BackendChoice
+from anybatch.kernel.clock import SystemClock
+from anybatch.plugins.aws import AwsSettings, BackendChoice, time_limits
 from anybatch.plugins.aws.blocked import KEPT_S, Blocked, in_aws_words
 from anybatch.plugins.aws.time_limits import TimeLimits
 from aws_rig import Served, add_queue, container, define, ended, in_status, until
@@ -167,13 +168,15 @@ def test_tl_2_what_is_blocked_for_too_long_is_cancelled_with_the_reason(served: 
         answer = client.update_job_queue(jobQueue="q", jobStateTimeLimitActions=actions)
         assert "x-anybatch-ignored" not in answer["ResponseMetadata"]["HTTPHeaders"]
 
-    clock = [0.0]
-    watch = TimeLimits(served.kernel, Blocked(served.kernel), lambda: clock[0])
+    start, clock = SystemClock().now_ms(), [0.0]
+    watch = TimeLimits(served.kernel, Blocked(served.kernel), lambda: start + round(clock[0] * 1000))
 
-    def look(*at: float) -> None:
+    def look(*at: float) -> float | None:
+        due = None
         for now in at:
             clock[0] = now
-            served.run(watch.look())
+            due = served.run(watch.look())
+        return due
 
     reason_code = "MISCONFIGURATION:COMPUTE_ENVIRONMENT_MAX_RESOURCE"
     blocked = needing(client, "too-long", VCPU="64")
@@ -194,7 +197,8 @@ def test_tl_2_what_is_blocked_for_too_long_is_cancelled_with_the_reason(served: 
     limits("MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT")
     look(1000.0, 5000.0)
     limits(reason_code)
-    look(5001.0, 5600.9)
+    assert look(5001.0) == 600.0
+    assert look(5600.5) == 0.5
     assert statuses() == ["RUNNABLE", "PENDING", "PENDING"]
     limits()
     look(5600.9)
@@ -202,7 +206,7 @@ def test_tl_2_what_is_blocked_for_too_long_is_cancelled_with_the_reason(served: 
     look(6000.0, 6599.0)
     assert statuses() == ["RUNNABLE", "PENDING", "PENDING"]
 
-    look(6600.0)
+    assert look(6600.0) is None
 
     job = ended(client, blocked)
     text = f"Canceled by JobStateTimeLimit action due to reason: {reason_code}"
@@ -211,6 +215,68 @@ def test_tl_2_what_is_blocked_for_too_long_is_cancelled_with_the_reason(served: 
     assert ended(client, f"{array}:1")["statusReason"] == text
     assert ended(client, waits)["statusReason"] == "Dependent Job failed"
     limits()
+
+
+def test_tl_2_the_time_is_that_of_the_head(served: Served, client: Any) -> None:
+    """It is of the queue's head alone, and of no job longer than that has been RUNNABLE."""
+    too_large = "MISCONFIGURATION:COMPUTE_ENVIRONMENT_MAX_RESOURCE"
+    action = {"reason": too_large, "state": "RUNNABLE", "maxTimeSeconds": 600, "action": "CANCEL"}
+    client.update_job_queue(jobQueue="q", jobStateTimeLimitActions=[action])
+    clock = [0]
+    watch = TimeLimits(served.kernel, Blocked(served.kernel), lambda: SystemClock().now_ms() + clock[0] * 1000)
+    first = needing(client, "gpus", GPU="1")
+    jobs = [needing(client, f"behind-{n}", VCPU=str(64 + n)) for n in range(2)]
+    alike = client.submit_job(jobName="late", jobQueue="q", jobDefinition="behind-1")["jobId"]
+
+    def failed() -> list[str]:
+        found = client.describe_jobs(jobs=[first, *jobs, alike])["jobs"]
+        return [job["jobName"] for job in found if job["status"] == "FAILED"]
+
+    served.run(watch.look())
+    clock[0] = 3_600
+    assert served.run(watch.look()) is None  # another reason holds the head: what is behind it is not acted on
+    assert failed() == []
+    client.cancel_job(jobId=first, reason="done")
+    due = served.run(watch.look())
+    assert due is not None
+    assert 590 < due <= 600
+    clock[0] += 601
+    due = served.run(watch.look())
+    assert failed() == ["gpus", "behind-0"]  # the next head is of another size: its time begins
+    assert due is not None
+    assert 590 < due <= 600
+    clock[0] += 601
+    assert served.run(watch.look()) is None
+    assert failed() == ["gpus", "behind-0", "behind-1", "late"]  # what is blocked alike goes with it
+    client.update_job_queue(jobQueue="q", jobStateTimeLimitActions=[])
+
+
+def test_tl_2_a_server_acts_by_itself_when_the_time_is_over(
+    client: Any, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    action = {
+        "reason": "MISCONFIGURATION:COMPUTE_ENVIRONMENT_MAX_RESOURCE", "state": "RUNNABLE", "maxTimeSeconds": 600,
+        "action": "CANCEL",
+    }  # fmt: skip
+    looks: list[int] = []
+
+    class Fast(SystemClock):
+        """Almost ten minutes pass after the first look."""
+
+        def now_ms(self) -> int:
+            looks.append(super().now_ms() + (599_900 if looks else 0))
+            return looks[-1]
+
+    monkeypatch.setattr(time_limits, "SystemClock", Fast)
+    client.update_job_queue(jobQueue="q", jobStateTimeLimitActions=[action])
+    job = needing(client, "by-itself", VCPU="64")
+    watch = TimeLimits(served.kernel, Blocked(served.kernel))
+    running = served.start(watch.run())
+    until(lambda: len(looks) == 1)
+    client.cancel_job(jobId=needing(client, "behind", VCPU="64"), reason="done")  # something happens: it looks again
+    assert ended(client, job)["statusReason"].startswith("Canceled by JobStateTimeLimit action")
+    running.cancel()
+    client.update_job_queue(jobQueue="q", jobStateTimeLimitActions=[])
 
 
 @pytest.mark.parametrize("code", [code for code in Code if code.name in ("NEVER_FITS", "CANNOT_RUN_IT")])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
+
 import pytest
 from anybatch import NotFound
 from anybatch.kernel.backend import AttemptKey
+from anybatch.kernel.core.placement import _first
 from anybatch.kernel.core.states import RUNNABLE
 from kernel_rig import ManualBackend, kernel_on, submit, until
 
@@ -43,3 +46,19 @@ async def test_sc_1_the_oldest_that_waits_is_the_head_and_what_was_retried_goes_
         assert await head() is None
         with pytest.raises(NotFound):
             await kernel.queue_head("none")
+
+
+async def test_sc_1_finding_the_head_looks_at_no_more_than_what_no_longer_waits() -> None:
+    heap = [*range(1_000)]
+    heapq.heapify(heap)
+    seen: list[int] = []
+
+    def holds(entry: int) -> bool:
+        seen.append(entry)
+        return entry not in (0, 1, 2, 5)
+
+    assert _first(heap, holds) == 3
+    assert seen == [0, 1, 2, 3]
+    assert _first(heap, lambda _: False) is None
+    assert _first([7], lambda entry: entry == 7) == 7
+    assert heap == [*range(1_000)]

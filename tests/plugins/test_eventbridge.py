@@ -16,7 +16,6 @@ from anybatch import EventGap, InlineAttempt, InlineBackend, Kernel
 from anybatch.kernel.backend import AttemptKey
 from anybatch.kernel.sink import SinkContext, SinkError
 from anybatch.kernel.stream import EventId
-from anybatch.plugins import eventbridge
 from anybatch.plugins.event_shapes import Shaped, make_shape
 from anybatch.plugins.eventbridge import EventBridge
 from anybatch.plugins.jsonl_sink import JsonlOptions, JsonlSink
@@ -258,14 +257,28 @@ async def test_eb_5_a_queue_whose_head_is_blocked_is_told_once_for_each_reason(t
     assert (first.type, first.subject) == ("anybatch.eventbridge.queue-blocked.v1", child)
 
 
-async def test_eb_5_a_sink_that_is_open_tells_of_blocked_queues(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(eventbridge, "BLOCKED_LOOK_S", 0.01)
+async def test_eb_5_a_sink_that_is_open_tells_of_blocked_queues_as_it_comes_to_that(tmp_path: Path) -> None:
     path = tmp_path / "bus.jsonl"
+    heads: list[str] = []
+
     async with kernel_on(ManualBackend(), tmp_path / "b.db", sinks=sinks(path)) as kernel:
+        ask = kernel.queue_head
+
+        async def asked(queue: str) -> Any:
+            heads.append(queue)
+            return await ask(queue)
+
+        kernel.queue_head = asked  # type: ignore[method-assign]
         job = await submit(kernel, vcpus=100)
         await until(lambda: path.exists() and b"Queue Blocked" in path.read_bytes())
+        [told] = [one for one in events_of(path) if one["detail-type"] == "Batch Job Queue Blocked"]
+        assert told["detail"]["statusReason"].startswith("MISCONFIGURATION:")
+        # An environment that takes nothing any more is no event of a job's, and is told of all the same.
+        await kernel.update_compute_environment("b", state="DISABLED")
+        await until(lambda: path.read_bytes().count(b"Queue Blocked") == 2)
+        [_, told] = [one for one in events_of(path) if one["detail-type"] == "Batch Job Queue Blocked"]
+        assert told["detail"]["statusReason"].startswith("UNDETERMINED")
+        assert len(heads) <= 6
         await job.terminate("done")
     kinds = [one["detail-type"] for one in events_of(path, job.id)]
-    assert kinds.count("Batch Job Queue Blocked") == 1
+    assert kinds.count("Batch Job Queue Blocked") == 2

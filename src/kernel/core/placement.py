@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
-from collections.abc import Collection, Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Final, TypeVar
 
 from .container import IMAGE_REQUIRED
 from .events import AttemptsPlaced, run_fields
@@ -28,6 +28,9 @@ from .states import RUNNABLE
 
 PASSED_MS_MAX: Final = 300_000
 """How long others may pass work that fits nowhere, counted from the last time that any of its job was placed."""
+
+Entry = TypeVar("Entry", int, tuple[int, int, int, int])
+"""Of a lane's heaps."""
 
 Held = dict[int, JobRow]
 """Host serials with the job that each is kept for."""
@@ -166,14 +169,24 @@ def _lane_head(state: KernelState, lane: Lane) -> tuple[tuple[int, int], JobRow,
         job = state.jobs.get(serial)
         return job is not None and bool(job.children.counts[RUNNABLE]) and job.room(1) > 0
 
-    if lane.front:  # the first of a heap is right unless it no longer waits: then all are looked at
-        first = lane.front[0] if retried(lane.front[0]) else min(filter(retried, lane.front), default=None)
-        if first is not None:
-            return (0, first[0]), state.jobs[first[1]], first[2]
-    if lane.jobs:
-        serial = lane.jobs[0] if waits(lane.jobs[0]) else min(filter(waits, lane.jobs), default=None)
-        if serial is not None:
-            return (1, serial), state.jobs[serial], state.jobs[serial].children.status.find(RUNNABLE)
+    front = _first(lane.front, retried)
+    if front is not None:
+        return (0, front[0]), state.jobs[front[1]], front[2]
+    serial = _first(lane.jobs, waits)
+    if serial is not None:
+        return (1, serial), state.jobs[serial], state.jobs[serial].children.status.find(RUNNABLE)
+    return None
+
+
+def _first(heap: Sequence[Entry], holds: Callable[[Entry], bool]) -> Entry | None:
+    """The least entry of a heap for which this holds; of the others it looks at those that are less, and the next."""
+    coming = [(heap[0], 0)] if heap else []
+    while coming:
+        entry, at = heapq.heappop(coming)
+        if holds(entry):
+            return entry
+        for below in range(2 * at + 1, min(2 * at + 3, len(heap))):
+            heapq.heappush(coming, (heap[below], below))
     return None
 
 
