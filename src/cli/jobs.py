@@ -167,6 +167,7 @@ def _facts(detail: anybatch.JobDetail) -> list[tuple[str, str]]:
         ("needs", needs),
         ("retry", retry),
         ("timeout", "" if detail.timeout_s is None else f"{detail.timeout_s:g} s"),
+        ("role", detail.role or ""),
         ("waits for", ", ".join(waits)),
         ("tags", ", ".join(f"{key}={value}" for key, value in detail.tags.items())),
         ("submitted", f"{when(detail.created_at)}{f' by {detail.principal}' if detail.principal else ''}"),

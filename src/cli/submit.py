@@ -67,6 +67,7 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--max-checkpoints", type=int, metavar="N", help="how often that is done (default 1000)")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="for each attempt")
+    parser.add_argument("--role", metavar="ROLE", help="whose credentials the attempts get (docs/aws.md)")
     parser.add_argument("--workdir", metavar="PATH", help="the folder in which it runs")
     parser.add_argument(
         "--tag", action="append", default=[], metavar="NAME=VALUE", help="kept with the job; repeatable"
@@ -127,6 +128,7 @@ async def _arguments(kernel: anybatch.Kernel, options: argparse.Namespace) -> di
         "checkpoint_exit_codes": options.checkpoint_exit_code,
         "max_checkpoints": options.max_checkpoints,
         "timeout": options.timeout,
+        "role": options.role,
         "workdir": options.workdir and str(Path.cwd() / options.workdir),
         "tags": _pairs("--tag", options.tag),
         "client_token": options.client_token,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ssl
 import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import msgspec
 from anybatch import InvalidValue, PluginError
 
 if TYPE_CHECKING:
-    from .aws import AwsFrontEnd, AwsSettings
+    from .aws import AwsFrontEnd, AwsSettings, Certificate
 
 LOCAL: Final = "local"
 DOCKER: Final = "docker"
@@ -144,17 +143,17 @@ def _settings(file: AwsFile, options: argparse.Namespace) -> AwsSettings:
     )
 
 
-def _tls(file: AwsFile) -> ssl.SSLContext | None:
-    if file.tls_certificate is None:
-        if file.tls_key is not None:
-            raise InvalidValue("aws_config.tls_key", file.tls_key, "it goes with tls_certificate")
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(file.tls_certificate, file.tls_key)
-    except (OSError, ssl.SSLError) as e:
-        raise InvalidValue("aws_config.tls_certificate", file.tls_certificate, f"it cannot be used: {e}") from e
-    return context
+def _tls(file: AwsFile) -> Certificate | None:
+    from .aws import Certificate
+
+    if file.tls_certificate is not None:
+        try:
+            return Certificate(file.tls_certificate, file.tls_key)
+        except InvalidValue as e:
+            raise InvalidValue(f"aws_config.{e.field}", e.value, e.allowed) from e
+    if file.tls_key is not None:
+        raise InvalidValue("aws_config.tls_key", file.tls_key, "it goes with tls_certificate")
+    return None
 
 
 async def _defaults(kernel: anybatch.Kernel, images: str) -> list[str]:

@@ -18,7 +18,7 @@ import boto3
 import botocore.config
 import botocore.exceptions
 import pytest
-from anybatch.plugins.aws import front_end, listener, server
+from anybatch.plugins.aws import Certificate, front_end, listener, reload, server
 from aws_rig import REGION, UNTIL_S, Served, add_queue, until
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -106,11 +106,64 @@ def test_tls_from_the_configuration(tmp_path: Path, made: Path) -> None:
         assert service.end() == 0
 
 
+def served_serials(port: int) -> set[int]:
+    """Of the certificate, to a client that names the server and to one that does not."""
+    found = set()
+    for name in ("localhost", None):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=UNTIL_S) as raw,
+            context.wrap_socket(raw, server_hostname=name) as wrapped,
+        ):
+            der = wrapped.getpeercert(binary_form=True)
+            assert der is not None
+            found.add(x509.load_der_x509_certificate(der).serial_number)
+    return found
+
+
+def test_a_new_certificate_holds_without_a_restart_and_a_broken_one_does_not(
+    made: Path, quick: None, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = ""
+
+    def is_told(what: str) -> bool:
+        nonlocal said
+        said += caplog.text + capsys.readouterr().out
+        caplog.clear()
+        return what in said
+
+    with Served(tls=Certificate(made / "server.pem", made / "server.key")) as served:
+        port = served.front_end.port
+        [first] = served_serials(port)
+        with socket.create_connection(("127.0.0.1", port), timeout=UNTIL_S) as raw:
+            context = ssl.create_default_context(cafile=str(made / "ca.pem"))
+            with context.wrap_socket(raw, server_hostname="localhost") as open_one:
+                # A renewal whose parts come one after the other: in between they do not go together.
+                new, _ = certificate(made, "new", certificate(made, "ca"))
+                (made / "new.pem").rename(made / "server.pem")
+                until(lambda: is_told("certificate_not_read_again"))
+                assert served_serials(port) == {first}
+                (made / "new.key").rename(made / "server.key")
+                until(lambda: is_told("certificate_read_again"))
+                assert served_serials(port) == {new.serial_number}
+                # A connection that was there goes on with what it began with.
+                open_one.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert open_one.recv(8) == b"HTTP/1.1"
+        said = ""
+        (made / "server.pem").write_text("nonsense")
+        until(lambda: is_told("certificate_not_read_again"))
+        (made / "server.key").unlink()
+        assert served_serials(port) == {new.serial_number}
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [
         ('tls_certificate = "{made}/none.pem"', "tls_certificate"),
         ('tls_certificate = "{made}/server.pem"\ntls_key = "{made}/other.key"', "tls_certificate"),
+        ('tls_certificate = "{made}/server.pem"\ntls_key = "{made}/none.key"', "none.key"),
+        ('tls_certificate = "{made}/server.pem"\ntls_key = "{made}/locked.key"', "the key is encrypted"),
         ('tls_key = "{made}/server.key"', "tls_key"),
     ],
 )
@@ -119,6 +172,11 @@ def test_a_certificate_that_cannot_be_used_is_told_at_the_start(
 ) -> None:
     config = tmp_path / "aws.toml"
     config.write_text(text.format(made=made))
+    locked = serialization.BestAvailableEncryption(b"a password")
+    key = ec.generate_private_key(ec.SECP256R1())
+    (made / "locked.key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked)
+    )
     done = subprocess.run(
         [*SERVE, "--journal", str(tmp_path / "b.db"), "--bind", "127.0.0.1:0", "--aws-config", str(config)],
         capture_output=True,
@@ -256,7 +314,7 @@ def test_an_answer_that_nobody_reads_holds_up_nobody_else() -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front_end, "RELOAD_S", 0.05)
+    monkeypatch.setattr(reload, "RELOAD_S", 0.05)
 
 
 def code_of(served: Served, key: str, secret: str) -> str | None:

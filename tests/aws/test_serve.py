@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import socket
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Final
@@ -75,6 +78,33 @@ def test_the_configuration_says_whose_account_it_plays(tmp_path: Path) -> None:
         assert service.exported["AWS_REGION"] == "eu-west-1"
         [queue] = service.client().describe_job_queues()["jobQueues"]
         assert ":eu-west-1:111122223333:" in queue["jobQueueArn"]
+
+
+def test_the_command_line_submits_with_a_role(tmp_path: Path) -> None:
+    config = tmp_path / "aws.toml"
+    config.write_text('[roles.submitter]\nprincipal = "admin"\n')
+    ask = (
+        "import boto3; print(boto3.client('sts').get_caller_identity()['Arn'])",
+        "import os; print(os.environ.get('AWS_CONTAINER_CREDENTIALS_FULL_URI'))",
+    )
+    with serving(tmp_path, "--bind", "127.0.0.1:0", "--images", "local", "--aws-config", str(config)) as service:
+
+        def anybatch(*arguments: str) -> str:
+            command = [sys.executable, "-m", "anybatch", *arguments]
+            environment = {**os.environ, "ANYBATCH_JOURNAL": str(tmp_path / "b.db")}
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=UNTIL_S)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        role = ("--role", "submitter")
+        anybatch("submit", "--wait", "--name", "with", *role, "--", sys.executable, "-c", ask[0])
+        anybatch("submit", "--wait", "--name", "without", "--", sys.executable, "-c", ask[1])
+        told = anybatch("describe", "with")
+        assert "role:         submitter\n" in told
+        job = json.loads(anybatch("describe", "--json", "with"))[0]["id"]
+        assert anybatch("logs", "with") == f"arn:aws:sts::123456789012:assumed-role/submitter/{job}-1\n"
+        assert anybatch("logs", "without") == "None\n"
+        assert service.end() == 0
 
 
 def test_bad_use_is_told(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self
 
-import structlog
 from aiohttp import web
 from anybatch import Conflict, InvalidValue, Kernel
 from anybatch.kernel.roles import supply_roles
@@ -18,8 +17,10 @@ from anybatch.kernel.roles import supply_roles
 from .addresses import is_loopback, url_of
 from .api import Api
 from .authenticate import LOCAL_NAMES
+from .certificate import Certificate
 from .identity import Credentials, Identity
 from .listener import Listener
+from .reload import keep_fresh
 from .roles import JobRoles, check_jobs_host, check_roles, urls_of
 from .server import Server
 from .settings import DEFAULT_REGION, AwsSettings, check_settings
@@ -28,12 +29,6 @@ from .time_limits import TimeLimits
 DEFAULT_BIND: Final = "127.0.0.1:8642"
 STOP_S_MAX: Final = 10.0
 """How long calls that are being answered may go on when the front end closes."""
-
-
-RELOAD_S: Final = 1.0
-"""How often the file of credentials is looked at: a key that is taken out of it is good for that long."""
-
-log = structlog.stdlib.get_logger("anybatch.aws")
 
 
 def parse_bind(bind: str) -> tuple[str, int]:
@@ -54,8 +49,9 @@ class AwsFrontEnd:
     start (mode 0600); without it there is one administrator whose key is made anew each time. `no_auth` lets every
     caller do everything, and is refused unless `bind` is a loopback address. `hosts` adds to the names by which clients
     may call this server (those of loopback, and the one that it is bound to). Calls that are being answered when it
-    closes are finished, for up to 10 s. `bind_jobs` is a second address, in plain HTTP, by which attempts that have a
-    role reach the server: a loopback one, or 169.254.170.2 (docs/aws.md, Job roles).
+    closes are finished, for up to 10 s. `tls` is a `Certificate`, which is read again when its files change, or a
+    context of your own. `bind_jobs` is a second address, in plain HTTP, by which attempts that have a role reach the
+    server: a loopback one, or 169.254.170.2 (docs/aws.md, Job roles).
 
     Raises:
         InvalidValue: a setting or the file of credentials is not as it should be.
@@ -71,7 +67,7 @@ class AwsFrontEnd:
         credentials: str | os.PathLike[str] | None = None,
         no_auth: bool = False,
         hosts: Sequence[str] = (),
-        tls: ssl.SSLContext | None = None,
+        tls: ssl.SSLContext | Certificate | None = None,
         bind_jobs: str | None = None,
     ) -> None:
         self._kernel = kernel
@@ -106,7 +102,8 @@ class AwsFrontEnd:
         runner = web.ServerRunner(Listener(server.handle), shutdown_timeout=STOP_S_MAX)
         await runner.setup()
         try:
-            await web.TCPSite(runner, self._host, self._port, ssl_context=self._tls).start()
+            context = self._tls.context if isinstance(self._tls, Certificate) else self._tls
+            await web.TCPSite(runner, self._host, self._port, ssl_context=context).start()
             self._port = runner.addresses[0][1]
             if self._jobs is not None:
                 await web.TCPSite(runner, *self._jobs).start()
@@ -121,24 +118,10 @@ class AwsFrontEnd:
         self._runner = runner
         self._tasks.append(asyncio.create_task(TimeLimits(self._kernel, api.blocked).run(), name="anybatch-aws-limits"))
         if self.identity is not None and self.identity.path is not None:
-            self._tasks.append(asyncio.create_task(self._watch(self.identity), name="anybatch-aws-keys"))
+            self._tasks.append(asyncio.create_task(keep_fresh("credentials", self.identity), name="anybatch-aws-keys"))
+        if isinstance(self._tls, Certificate):
+            self._tasks.append(asyncio.create_task(keep_fresh("certificate", self._tls), name="anybatch-aws-tls"))
         return self
-
-    async def _watch(self, identity: Identity) -> None:
-        """Read the file of credentials again when it changes. One with mistakes is told about, and changes nothing."""
-        told: str | None = None
-        while True:
-            await asyncio.sleep(RELOAD_S)
-            if not identity.is_stale():
-                continue
-            try:
-                identity.reload()
-                log.info("credentials_read_again", path=str(identity.path), principals=len(identity.principals))
-                told = None
-            except (InvalidValue, OSError) as e:
-                if str(e) != told:
-                    log.error("credentials_not_read_again", path=str(identity.path), error=str(e))
-                told = str(e)
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

@@ -27,6 +27,7 @@ from msgspec import Struct, structs
 
 from .errors import denied
 from .policy import Policy, parse_policy
+from .reload import Stamp, stamp
 
 FILE_VERSION: Final = 1
 ADMIN: Final = "admin"
@@ -128,7 +129,7 @@ class Identity:
 
     def __init__(self, file: _File, path: Path | None = None) -> None:
         self.path = path
-        self._stamp: tuple[int, ...] | None = None
+        self._stamp: Stamp | None = None
         self._session_secret = file.session_secret.encode()
         self.principals: dict[str, Principal] = {}
         self._keys: dict[str, tuple[str, Principal]] = {}
@@ -190,13 +191,18 @@ class Identity:
             raise InvalidValue("credentials", str(path), f"it is not as it should be: {e}") from None
         except InvalidValue as e:
             raise InvalidValue(f"{path}: {e.field}", e.value, e.allowed) from None
-        found._stamp = _stamp(status)
+        found._stamp = stamp(status)
         return found
+
+    @property
+    def source(self) -> str:
+        """Where it is from, in words."""
+        return "" if self.path is None else str(self.path)
 
     def is_stale(self) -> bool:
         """Whether the file is another one than was read. One that is gone for the moment is not."""
         try:
-            return self.path is not None and _stamp(self.path.stat()) != self._stamp
+            return self.path is not None and stamp(self.path.stat()) != self._stamp
         except OSError:
             return False
 
@@ -278,10 +284,6 @@ class Identity:
             job, number = found["a"]
             principal = structs.replace(principal, role=found["r"], attempt=AttemptName(job, number))
         return self._session_key(token), principal
-
-
-def _stamp(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_mode
 
 
 def _fresh() -> _File:
