@@ -1,8 +1,9 @@
 """Compares two files written by `benchmarks/run.py --out`: python benchmarks/compare.py BEFORE.json AFTER.json
 
 A figure that has a peer is compared by its ratio to it, any other by its value. It is marked where the two ranges
-(lowest to highest round) do not overlap and the medians differ by more than --least; fewer than three rounds
-on either side have no range worth the name, and are never marked. With --fail the exit status is 1 if one is worse.
+(lowest to highest round) do not overlap and the medians differ by more than --least, or by more than the figure itself
+says (1 % where instructions are counted); fewer than three rounds on either side have no range worth the name, and
+are never marked. With --fail the exit status is 1 if one is worse.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def judged(one: dict[str, Any]) -> dict[str, float]:
 def verdict(before: dict[str, Any], after: dict[str, Any], least: float) -> str:
     """WORSE, better, or nothing where the difference is within the spread."""
     a, b = judged(before), judged(after)
+    least = before.get("least", least)
     if before["better"] == "neither" or min(a["n"], b["n"]) < ROUNDS_LEAST:
         return ""
     if max(a["min"], b["min"]) <= min(a["max"], b["max"]) or abs(b["median"] - a["median"]) <= least * abs(a["median"]):

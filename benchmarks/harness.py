@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import anybatch
 from anybatch.backends.process import ProcessBackend
+from anybatch.kernel.clock import Clock
 from anybatch.testing.null import NullBackend
 
 SLOTS = 64
@@ -37,9 +38,15 @@ def figure(
     better: Literal["less", "more", "neither"] = "less",
     peer: str | None = None,
     took: Took | None = None,
+    least: float | None = None,
 ) -> Figure:
-    """One measured value. `peer` names the figure of the same benchmark and round that it is compared with."""
+    """One measured value. `peer` names the figure of the same benchmark and round that it is compared with.
+
+    `least`: the relative difference between two runs that counts, where it is not compare.py's.
+    """
     found: Figure = {"name": name, "value": value, "unit": unit, "better": better, "peer": peer}
+    if least is not None:
+        found["least"] = least
     if took is not None:
         found |= {"wall_s": took.wall_s, "cpu_s": took.cpu_s}
     return found
@@ -181,6 +188,7 @@ async def kernel(
     options: Mapping[str, Any] | None = None,
     quotas: anybatch.Quotas | None = None,
     on_close: Literal["detach", "stop"] = "stop",
+    clock: Clock | None = None,
 ) -> AsyncIterator[anybatch.Kernel]:
     """A kernel with its journal in this folder, an environment "bench" and a queue "q".
 
@@ -192,6 +200,7 @@ async def kernel(
         backends=known | dict(backends or {}),
         quotas=quotas or anybatch.Quotas(array_size_max=SIZE_MAX),
         on_close=on_close,
+        clock=clock,
     ) as opened:
         await opened.create_compute_environment("bench", backend=backend, max_vcpus=slots, options=options)
         await opened.create_job_queue("q", priority=1, compute_environments=["bench"])

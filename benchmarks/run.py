@@ -11,8 +11,8 @@ adds those that are missing, on the same commit and machine only. The exit statu
 
 ANYBATCH_BENCH_DIR names the folder for journals (else the system's for temporary files), ANYBATCH_BENCH_LOGS one for
 the logs of real processes (else beside the journal), ANYBATCH_BENCH_PEERS a Python that has the peers' packages
-(parsl, ray, distributed, arq, saq, hyperqueue; else this one); redis-server and parallel are looked for in PATH. What
-is not there is named.
+(parsl, ray, distributed, arq, saq, hyperqueue; else this one); redis-server, parallel and valgrind are looked for in
+PATH. What is not there is named.
 
 Without either the figures go to standard output as JSON, the table to standard error. Wall times of one run
 mean little on a machine that does other things too; the ratio to a peer of the same round does.
@@ -25,6 +25,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import sqlite3
 import statistics
 import subprocess
@@ -87,6 +88,8 @@ class Benchmark(NamedTuple):
     name: str
     rounds: int
     parts: tuple[Part, ...]
+    needs: str | None = None
+    """A program without which it is left out."""
 
 
 def plan(*, quick: bool, n: int | None) -> list[Benchmark]:
@@ -145,6 +148,12 @@ def plan(*, quick: bool, n: int | None) -> list[Benchmark]:
             ),
         ),
         Benchmark("inline_array", rounds, (Part("inline_array", {"size": small}),)),
+        Benchmark(
+            "instructions",
+            1 if quick else 3,
+            (Part("instructions", {"names": ["child_8_slots", "submit"], "scale": 0.1} if quick else {}),),
+            needs="valgrind",
+        ),
         Benchmark(
             "responsiveness",
             rounds,
@@ -412,6 +421,8 @@ def run_all(options: argparse.Namespace, result: dict[str, Any]) -> tuple[bool, 
     for benchmark in plan(quick=options.quick, n=options.n):
         if options.only and not benchmark.name.startswith(tuple(options.only)):
             continue
+        if benchmark.needs and shutil.which(benchmark.needs) is None:
+            result["missing"][benchmark.name] = f"there is no {benchmark.needs} in PATH"
         wanted = options.rounds or benchmark.rounds
         done = [one for one in result["rounds"] if one["benchmark"] == benchmark.name]
         while len(done) < wanted and benchmark.name not in result["missing"]:

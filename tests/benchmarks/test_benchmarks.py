@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -58,6 +59,27 @@ def test_a_run_leaves_its_table_and_a_plot_and_names_the_peers_that_are_not_ther
     plot = ET.parse(results.with_suffix(".svg")).getroot()
     texts = [text.text for text in plot.iter("{http://www.w3.org/2000/svg}text")]
     assert {"anybatch, null backend", "anybatch, inline backend", "taskgroup"} <= set(texts)
+
+
+def test_instructions_are_counted_where_valgrind_is_there(results: Path) -> None:
+    counted = [one for one in json.loads(results.read_text())["figures"] if one["benchmark"] == "instructions"]
+    if shutil.which("valgrind") is None:
+        assert "Without instructions: there is no valgrind in PATH" in results.with_suffix(".md").read_text()
+        return
+    per = {one["name"]: one["median"] for one in counted if one["unit"] == "instructions"}
+    assert set(per) == {"instructions_per_child_8_slots", "instructions_per_submit"}
+    assert min(per.values()) > 1000
+    assert [one["name"] for one in counted if one["unit"] == "blocks"] == ["blocks_per_submit"]
+
+
+def test_a_figure_may_say_itself_which_difference_counts(tmp_path: Path) -> None:
+    for least, mark in [({}, " |  |"), ({"least": 0.01}, "| WORSE |")]:
+        paths = []
+        for name, values in (("before", (99.9, 100.0, 100.1)), ("after", (101.9, 102.0, 102.1))):
+            paths.append(tmp_path / f"{name}.json")
+            figures = [made(*values) | least]
+            paths[-1].write_text(json.dumps({"format": 1, "machine": {}, "versions": {}, "figures": figures}))
+        assert mark in run("compare.py", *paths)
 
 
 def test_files_are_compared_and_a_regression_beyond_the_spread_is_marked(results: Path, tmp_path: Path) -> None:
