@@ -1,4 +1,4 @@
-"""The AWS CLI and the AWS SDK for JavaScript as they are, through the whole life of jobs.
+"""boto3, the AWS CLI and the AWS SDK for JavaScript as they are, each through the whole life of jobs.
 
 Their environment is what the front end's export lines say.
 """
@@ -32,6 +32,17 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
         yield {"PATH": os.environ["PATH"], "HOME": nowhere, "AWS_PAGER": "", **found}
 
 
+# -- Python -----------------------------------------------------------------------------------------
+
+
+def test_boto3_through_the_whole_life_of_jobs(exported: dict[str, str]) -> None:
+    script = str(Path(__file__).with_name("life.py"))
+    done = subprocess.run(
+        [sys.executable, script], env=exported, capture_output=True, text=True, timeout=2 * UNTIL_S
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+
+
 # -- the command line -------------------------------------------------------------------------------
 
 
@@ -43,6 +54,7 @@ def aws(environment: dict[str, str], *arguments: str, fails: bool = False) -> An
     return done.stderr if fails else json.loads(done.stdout or "null")
 
 
+@pytest.mark.timeout(600)  # some sixty commands, of a second or two each
 def test_the_aws_cli_through_the_whole_life_of_jobs(exported: dict[str, str]) -> None:
     def batch(command: str, *arguments: str, **more: Any) -> Any:
         return aws(exported, "batch", command, *arguments, **more)
@@ -53,7 +65,8 @@ def test_the_aws_cli_through_the_whole_life_of_jobs(exported: dict[str, str]) ->
     def ended(job_id: str) -> Any:
         return until(lambda: found if (found := job(job_id))["status"] in ("SUCCEEDED", "FAILED") else None)
 
-    def submit(name: str, definition: str, *arguments: str) -> Any:
+    def submit(name: str, definition: str, *arguments: str, after: Any = None) -> Any:
+        arguments = arguments if after is None else (*arguments, "--depends-on", f"jobId={after['jobId']}")
         return batch("submit-job", "--job-name", name, "--job-queue", "cli", "--job-definition", definition, *arguments)
 
     assert aws(exported, "sts", "get-caller-identity")["Arn"].endswith(":user/admin")
@@ -61,24 +74,31 @@ def test_the_aws_cli_through_the_whole_life_of_jobs(exported: dict[str, str]) ->
           "--compute-resources", json.dumps(EC2))  # fmt: skip
     batch("create-job-queue", "--job-queue-name", "cli", "--priority", "1",
           "--compute-environment-order", "order=1,computeEnvironment=cli")  # fmt: skip
-    for name, script in (("cli-hello", "echo hello from cli"), ("cli-sleep", "sleep 600")):
+    scripts = (("cli-hello", "echo hello from cli"), ("cli-sleep", "sleep 600"), ("cli-fails", "exit 3"))
+    for name, script in scripts:
         batch("register-job-definition", "--job-definition-name", name, "--type", "container",
               "--container-properties", json.dumps(container("sh", "-c", script)))  # fmt: skip
 
-    # a single job, an array behind it, and its log
+    # a single job, a chain from it through an array to the last, and its log; a chain whose first job fails
     single = submit("single", "cli-hello", "--tags", "team=a")
-    array = submit("array", "cli-hello", "--array-properties", "size=2", "--depends-on", f"jobId={single['jobId']}")
-    done = ended(array["jobId"])
+    array = submit("array", "cli-hello", "--array-properties", "size=2", after=single)
+    last = submit("last", "cli-hello", after=submit("after", "cli-hello", after=array))
+    assert ended(last["jobId"])["status"] == "SUCCEEDED"
+    done = job(array["jobId"])
     assert (done["status"], done["arrayProperties"]["statusSummary"]["SUCCEEDED"]) == ("SUCCEEDED", 2)
+    children = batch("list-jobs", "--array-job-id", array["jobId"], "--job-status", "SUCCEEDED")["jobSummaryList"]
+    assert [child["arrayProperties"]["index"] for child in children] == [0, 1]
+    end = submit("end", "cli-hello", after=submit("behind", "cli-hello", after=submit("fails", "cli-fails")))
+    assert ended(end["jobId"])["statusReason"] == "Dependent Job failed"
     stream = job(single["jobId"])["container"]["logStreamName"]
     answer = aws(exported, "logs", "get-log-events", "--log-group-name", "/aws/batch/job", "--log-stream-name", stream)
     assert [event["message"] for event in answer["events"]] == ["hello from cli"]
     answer = aws(exported, "logs", "filter-log-events", "--log-group-name", "/aws/batch/job", "--filter-pattern", "cli")
-    assert [event["message"] for event in answer["events"]] == ["hello from cli"] * 3
+    assert [event["message"] for event in answer["events"]] == ["hello from cli"] * 5
 
     # cancel, terminate
     running = submit("running", "cli-sleep")["jobId"]
-    waiting = submit("waiting", "cli-sleep", "--depends-on", f"jobId={running}")["jobId"]
+    waiting = submit("waiting", "cli-sleep", after={"jobId": running})["jobId"]
     until(lambda: job(running)["status"] == "RUNNING")
     batch("cancel-job", "--job-id", waiting, "--reason", "not wanted")
     batch("terminate-job", "--job-id", running, "--reason", "enough")
@@ -90,7 +110,12 @@ def test_the_aws_cli_through_the_whole_life_of_jobs(exported: dict[str, str]) ->
     batch("untag-resource", "--resource-arn", single["jobArn"], "--tag-keys", "team", "none")
     assert batch("list-tags-for-resource", "--resource-arn", single["jobArn"])["tags"] == {"b b": "2"}
     listed = batch("list-jobs", "--job-queue", "cli", "--job-status", "FAILED", "--page-size", "1")
-    assert [one["jobName"] for one in listed["jobSummaryList"]] == ["waiting", "running"]
+    assert [one["jobName"] for one in listed["jobSummaryList"]] == ["waiting", "running", "end", "behind", "fails"]
+    named = ("list-jobs", "--job-queue", "cli", "--job-status", "FAILED", "--max-items", "2")
+    first = batch(*named)
+    second = batch(*named, "--starting-token", first["NextToken"])
+    names = [[one["jobName"] for one in page["jobSummaryList"]] for page in (first, second)]
+    assert names == [["waiting", "running"], ["end", "behind"]]
     error = batch("submit-job", "--job-name", "x", "--job-queue", "nope", "--job-definition", "cli-hello", fails=True)
     assert "(ClientException) when calling the SubmitJob operation: JobQueue nope not found." in error
     assert "(UnrecognizedClientException)" in aws(

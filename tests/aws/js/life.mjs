@@ -57,7 +57,7 @@ const { events } = await logs.send(new GetLogEventsCommand({
 }));
 assert.deepEqual(events.map((event) => event.message), ["hello from js"]);
 
-// an array, and a chain behind it
+// an array, and a chain behind it; a chain whose first job fails
 await define("js-ok", "true");
 const array = await submit("array", "js-ok", { arrayProperties: { size: 3 } });
 const after = await submit("after", "js-ok", { dependsOn: [{ jobId: array.jobId }] });
@@ -67,6 +67,10 @@ const parent = await ended(array.jobId);
 assert.equal(parent.arrayProperties.statusSummary.SUCCEEDED, 3);
 const children = await send(new ListJobsCommand({ arrayJobId: array.jobId, jobStatus: "SUCCEEDED" }));
 assert.deepEqual(children.jobSummaryList.map((child) => child.arrayProperties.index), [0, 1, 2]);
+const fails = await submit("fails", definition);
+const behind = await submit("behind", "js-ok", { dependsOn: [{ jobId: fails.jobId }] });
+const end = await submit("end", "js-ok", { dependsOn: [{ jobId: behind.jobId }] });
+assert.equal((await ended(end.jobId)).statusReason, "Dependent Job failed");
 
 // cancel, terminate
 await define("js-sleep", "sleep 600");
@@ -90,7 +94,7 @@ const names = [];
 for await (const page of paginateListJobs({ client: batch, pageSize: 1 }, { jobQueue: "js", jobStatus: "FAILED" })) {
   names.push(...page.jobSummaryList.map((one) => one.jobName));
 }
-assert.deepEqual(names, ["waiting", "running", "single"]);
+assert.deepEqual(names, ["waiting", "running", "end", "behind", "fails", "single"]);
 
 // errors
 await send(new DeregisterJobDefinitionCommand({ jobDefinition: definition }));
