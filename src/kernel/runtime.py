@@ -263,14 +263,16 @@ class Runtime:
         handler = self.effects
         for effect in effects:
             match effect:
+                case WantPlan():
+                    pass  # has been done
                 case NotifyChildren(job=job, indexes=indexes):
                     if job in self._child_ended:
                         self._notify_children(job, indexes)
+                case LaunchAttempts() if handler is not None:
+                    handler.launch(effect)
                 case NotifyJob(job=job):
                     for future in self._ended.pop(job, ()):
                         _finish(future)
-                case LaunchAttempts() if handler is not None:
-                    handler.launch(effect)
                 case StopAttempts() if handler is not None:
                     handler.stop(effect)
                 case StartEnvironment(name=name) if handler is not None:

@@ -8,7 +8,8 @@ their cause and in the same commit, so recovery never has to work them out again
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
 
 from .events import (
     AnyEvent,
@@ -42,32 +43,35 @@ from .waits import (
 )
 
 
-def follow(state: KernelState, event: AnyEvent) -> Iterator[AnyEvent]:
-    """The events that `event`, just applied, brings about."""
-    match event:
-        case AttemptsEnded():
-            if event.status == FAILED:
-                yield from _too_many(state.jobs[event.job])
-            if event.status != RUNNABLE:
-                yield from _children_ended(state, state.jobs[event.job], event.each(), event.status)
-        case WorkFailed():
-            yield from _children_ended(state, state.jobs[event.job], event.each(), FAILED)
-        case CancelRequested():
-            yield from _cancelled(state.jobs[event.job], event)
-        case ArrayStopped():
-            yield from _ended_unrun(state.jobs[event.job], event.reason)
-        case JobSubmitted():
-            yield from _submitted(state, state.jobs[event.serial])
-        case WorkReopened():
-            yield from _reopened(state, state.jobs[event.job], event.each())
-        case ParentEnded():
-            yield from _job_ended(state, state.jobs[event.job])
-        case _:
-            return
+def follow(state: KernelState, event: AnyEvent) -> Iterator[AnyEvent] | None:
+    """The events that `event`, just applied, brings about; None: there are none."""
+    rule = _RULES.get(type(event))
+    return None if rule is None else rule(state, event)
 
 
-def _cancelled(job: JobRow, event: CancelRequested) -> Iterator[AnyEvent]:
+def _attempts_ended(state: KernelState, event: AttemptsEnded) -> Iterator[AnyEvent]:
+    job = state.jobs[event.job]
+    if event.status == FAILED:
+        yield from _too_many(job)
+    if event.status != RUNNABLE:
+        yield from _children_ended(state, job, event.each(), event.status)
+
+
+def _work_failed(state: KernelState, event: WorkFailed) -> Iterator[AnyEvent]:
+    return _children_ended(state, state.jobs[event.job], event.each(), FAILED)
+
+
+def _array_stopped(state: KernelState, event: ArrayStopped) -> Iterator[AnyEvent]:
+    return _ended_unrun(state.jobs[event.job], event.reason)
+
+
+def _parent_ended(state: KernelState, event: ParentEnded) -> Iterator[AnyEvent]:
+    return _job_ended(state, state.jobs[event.job])
+
+
+def _cancelled(state: KernelState, event: CancelRequested) -> Iterator[AnyEvent]:
     """All that waits of what is cancelled or terminated fails at once (contract 2.5, CT-3)."""
+    job = state.jobs[event.job]
     if event.index is not None:
         if job.children.status[event.index] <= RUNNABLE:
             yield WorkFailed(job.serial, event.index, event.index + 1, None, event.reason)
@@ -93,7 +97,8 @@ def _too_many(job: JobRow) -> Iterator[AnyEvent]:
         yield ArrayStopped(job.serial, terminate, stopped_text(job.failures, most))
 
 
-def _submitted(state: KernelState, job: JobRow) -> Iterator[AnyEvent]:
+def _submitted(state: KernelState, event: JobSubmitted) -> Iterator[AnyEvent]:
+    job = state.jobs[event.serial]
     if job.size is not None:
         yield ParentHeld(job.serial)
     everyone: Sequence[int] = range(job.children.size)
@@ -114,10 +119,11 @@ def _submitted(state: KernelState, job: JobRow) -> Iterator[AnyEvent]:
     yield from _released(job, waiting)
 
 
-def _reopened(state: KernelState, job: JobRow, indexes: Sequence[int]) -> Iterator[AnyEvent]:
+def _reopened(state: KernelState, event: WorkReopened) -> Iterator[AnyEvent]:
     """What has had an attempt waits for its own array's order at most; the rest is looked at anew."""
+    job = state.jobs[event.job]
     number = job.children.number
-    free = [i for i in indexes if (number[i] or not job.blockers) and is_ready(state, job, i)]
+    free = [i for i in event.each() if (number[i] or not job.blockers) and is_ready(state, job, i)]
     yield from _released(job, free)
 
 
@@ -199,3 +205,15 @@ def _job_ended(state: KernelState, job: JobRow) -> Iterator[AnyEvent]:
     queue = state.queues.get(job.queue)
     if queue is not None and queue.status is ResourceStatus.DELETING and not queue.unfinished:
         yield QueueDeleted(queue.name, True, None, None)
+
+
+_RULES: Final[dict[type[AnyEvent], Callable[[KernelState, Any], Iterator[AnyEvent]]]] = {
+    AttemptsEnded: _attempts_ended,
+    WorkFailed: _work_failed,
+    CancelRequested: _cancelled,
+    ArrayStopped: _array_stopped,
+    JobSubmitted: _submitted,
+    WorkReopened: _reopened,
+    ParentEnded: _parent_ended,
+}
+"""By type, since that is one look-up for every event; nothing follows from the others."""

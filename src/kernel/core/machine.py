@@ -114,7 +114,9 @@ def _apply(state: KernelState, event: AnyEvent, step: Step) -> None:
         evolve(state, following, state.now_ms)
         step.events.append(following)
         step.effects.extend(react(state, following))
-        pending.append(follow(state, following))
+        more = follow(state, following)
+        if more is not None:
+            pending.append(more)
 
 
 def replay(state: KernelState, events: Iterable[AnyEvent], at_ms: int) -> None:
@@ -269,10 +271,13 @@ def is_listed(state: KernelState, job: JobRow, index: int) -> bool:
 
 def next_timer_ms(state: KernelState) -> int | None:
     """When the next Tick is due, or None."""
-    timeout = state.timers[0][0] if state.timers else None
-    unknown = min(state.unknown.values(), default=None)
-    expiry = state.expiries[0][0] if state.expiries else None
-    return min((when for when in (timeout, unknown, expiry) if when is not None), default=None)
+    due = state.timers[0][0] if state.timers else None
+    if state.expiries and (due is None or state.expiries[0][0] < due):
+        due = state.expiries[0][0]
+    if state.unknown:
+        unknown = min(state.unknown.values())
+        due = unknown if due is None else min(due, unknown)
+    return due
 
 
 def _decide_stop_running(state: KernelState, environments: tuple[str, ...] | None) -> Iterator[AnyEvent]:
