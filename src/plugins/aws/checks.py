@@ -11,7 +11,6 @@ from .errors import refused, unsupported
 from .requests import RegisterJobDefinitionRequest
 from .shapes_container import (
     ContainerProperties,
-    EcsProperties,
     KeyValuePair,
     ResourceRequirement,
     TaskContainerProperties,
@@ -68,7 +67,9 @@ FARGATE_MEMORY: Final[Mapping[str, frozenset[int]]] = {
 }
 """The amounts of memory, in MiB, that go with an amount of vCPUs on Fargate (RR-2)."""
 NOT_ON_FARGATE: Final = ("vcpus", "memory", "ulimits", "instanceType")
-ONLY_ON_FARGATE: Final = ("networkConfiguration", "fargatePlatformConfiguration", "ephemeralStorage")
+ONLY_ON_FARGATE: Final = (
+    "networkConfiguration", "fargatePlatformConfiguration", "ephemeralStorage", "runtimePlatform",
+)  # fmt: skip
 
 
 def check_name(member: str, name: str) -> str:
@@ -211,8 +212,8 @@ def check_common(
         raise refused("privileged must be false for Fargate.")
 
 
-def check_container(container: ContainerProperties, *, fargate: bool, strict: bool) -> Amounts:
-    """A container definition (5.2). Returns what it needs."""
+def check_container(container: ContainerProperties, *, fargate: bool, strict: bool, complete: bool = True) -> Amounts:
+    """A container definition (5.2). Returns what it needs; `complete`: vCPUs and memory have to be there."""
     check_common(container, container.volumes, fargate=fargate, strict=strict)
     for member in NOT_ON_FARGATE if fargate else ONLY_ON_FARGATE:
         if getattr(container, member) is not None and (strict or fargate):
@@ -225,9 +226,9 @@ def check_container(container: ContainerProperties, *, fargate: bool, strict: bo
     if (container.vcpus is not None and "VCPU" in given) or (container.memory is not None and "MEMORY" in given):
         raise refused("vcpus and memory can not be given together with resourceRequirements of the same type")
     found = amounts(container.resourceRequirements, container.vcpus, container.memory)
-    if strict and found.vcpus is None:
+    if strict and complete and found.vcpus is None:
         raise refused("vCPU is not provided.")
-    if strict and found.memory is None:
+    if strict and complete and found.memory is None:
         raise refused("Memory is not provided.")
     if fargate:
         if strict and container.executionRoleArn is None:
@@ -236,28 +237,6 @@ def check_container(container: ContainerProperties, *, fargate: bool, strict: bo
     if container.secrets and container.executionRoleArn is None and strict:
         raise refused("secrets require an executionRoleArn.")
     return found
-
-
-def check_task(ecs: EcsProperties, *, fargate: bool, strict: bool) -> TaskContainerProperties | None:
-    """A task of containers (5.6). Returns its container if it has one only."""
-    if len(ecs.taskProperties) != 1:
-        raise refused("taskProperties must have exactly one element")
-    task = ecs.taskProperties[0]
-    if not 1 <= len(task.containers) <= 10:
-        raise refused("A task has 1 to 10 containers")
-    names = [container.name for container in task.containers if container.name is not None]
-    if len(set(names)) < len(names):
-        raise refused("Container names must be unique")
-    if all(container.essential is False for container in task.containers):
-        raise refused("At least one container must be essential")
-    for container in task.containers:
-        check_common(container, task.volumes, fargate=fargate, strict=strict)
-        for wait in container.dependsOn or ():
-            if wait.containerName not in names:
-                raise refused(f"dependsOn names an unknown container: {(wait.containerName or '')[:100]!r}")
-            if wait.condition not in ("START", "COMPLETE", "SUCCESS"):
-                raise refused("A condition is START, COMPLETE or SUCCESS")
-    return task.containers[0] if len(task.containers) == 1 else None
 
 
 def check_registration(request: RegisterJobDefinitionRequest, *, strict: bool) -> None:
@@ -272,17 +251,12 @@ def check_registration(request: RegisterJobDefinitionRequest, *, strict: bool) -
         raise unsupported("consumableResourceProperties")
     if "MANAGED_INSTANCES" in (request.platformCapabilities or ()):
         raise unsupported("The platform capability MANAGED_INSTANCES")
+    if strict and request.platformCapabilities and request.eksProperties is not None:
+        raise refused("platformCapabilities is not applicable to EKS jobs")
+    if strict and request.type == "multinode" and "FARGATE" in (request.platformCapabilities or ()):
+        raise refused("Multinode jobs are not supported on Fargate")
     if len(request.platformCapabilities or ()) > 1:
         raise refused("platformCapabilities has one entry: EC2 or FARGATE")
     check_retry(request.retryStrategy)
     check_timeout(request.timeout, strict=strict)
     check_priority(request.schedulingPriority)
-    nodes = request.nodeProperties
-    if nodes is not None:
-        if not 1 <= nodes.numNodes <= 1000 or not 0 <= nodes.mainNode < nodes.numNodes:
-            raise refused("numNodes is 1 to 1000, and mainNode one of the nodes")
-        if not 1 <= len(nodes.nodeRangeProperties) <= 5:
-            raise refused("nodeRangeProperties has 1 to 5 entries")
-        for group in nodes.nodeRangeProperties:
-            if group.container is not None:
-                check_container(group.container, fargate=False, strict=strict)

@@ -10,7 +10,8 @@ from anybatch import DefinitionDetail, NotFound
 from .api import Api
 from .arns import Place, resource_name
 from .call import Call, check_ids, make_token, page_size, read_text_token
-from .checks import check_container, check_registration, check_tags, check_task, check_timeout
+from .checks import check_container, check_registration, check_tags, check_timeout
+from .checks_task import DRIVERS_ON_FARGATE, check_fargate, check_host, check_nodes, check_task
 from .containers import (
     NO_COMMAND,
     Amounts,
@@ -60,6 +61,9 @@ async def register_job_definition(api: Api, call: Call, request: RegisterJobDefi
     if request.containerProperties is not None:
         container = request.containerProperties
         needed = check_container(container, fargate=fargate, strict=strict)
+        if strict and fargate:
+            check_fargate(container, container.volumes, DRIVERS_ON_FARGATE)
+            check_host(container.ephemeralStorage, container.runtimePlatform)
         command, environment = container.command, environment_of(container.environment)
         spec = container_spec(container, container.volumes)
         role = container.jobRoleArn
@@ -70,6 +74,8 @@ async def register_job_definition(api: Api, call: Call, request: RegisterJobDefi
             command, environment = only.command, environment_of(only.environment)
             spec = container_spec(only, request.ecsProperties.taskProperties[0].volumes)
             role = request.ecsProperties.taskProperties[0].taskRoleArn
+    elif request.nodeProperties is not None:
+        check_nodes(request.nodeProperties, strict=strict)
     kept = request.plain()
     for name in ("jobDefinitionName", "tags"):
         kept.pop(name, None)
@@ -108,7 +114,9 @@ def container_spec(
     plain = container.plain()
     found = {name: plain[name] for name in OF_CONTAINERS if name in plain}
     if volumes:
-        found["volumes"] = [{"name": volume.name, "host": volume.plain().get("host")} for volume in volumes]
+        found["volumes"] = [
+            {name: value for name, value in volume.plain().items() if name in ("name", "host")} for volume in volumes
+        ]
     if container.logConfiguration is not None and container.logConfiguration.logDriver == "awslogs":
         del found["logConfiguration"]  # logs are the kernel's, and read as CloudWatch's (docs/aws.md)
     return found

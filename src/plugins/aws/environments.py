@@ -12,6 +12,15 @@ from .api import Api
 from .arns import Place
 from .call import Call, aws_metadata
 from .checks import check_name, check_tags
+from .checks_environment import (
+    FARGATE,
+    check_infrastructure,
+    check_lengths,
+    check_spot,
+    check_strategy,
+    check_update_policy,
+    updated,
+)
 from .errors import refused, unsupported
 from .found import find_one, find_some
 from .job_shapes import cluster_name
@@ -51,6 +60,8 @@ async def create_compute_environment(api: Api, call: Call, request: CreateComput
     if request.type == "MANAGED":
         if resources is None:
             raise refused("computeResources must be provided for a MANAGED compute environment")
+        if request.unmanagedvCpus is not None:
+            raise refused("unmanagedvCpus is for UNMANAGED compute environments")
         kind, least, most = _check_managed(api, resources)
     else:
         if api.settings.is_strict and request.serviceRole is None:
@@ -98,7 +109,9 @@ def _check_managed(api: Api, resources: ComputeResource) -> tuple[str, int, int]
         raise unsupported("The type ECS_MANAGED_INSTANCES")
     if not 1 <= resources.maxvCpus <= VCPUS_MAX:
         raise refused(f"maxvCpus must be between 1 and {VCPUS_MAX}")
-    if kind in ("FARGATE", "FARGATE_SPOT"):
+    if api.settings.is_strict:
+        check_lengths(kind, resources)
+    if kind in FARGATE:
         for member in NOT_ON_FARGATE:
             if getattr(resources, member) is not None:
                 raise refused(f"{member} is not applicable for Fargate.")
@@ -116,6 +129,8 @@ def _check_managed(api: Api, resources: ComputeResource) -> tuple[str, int, int]
         ):
             if not given:
                 raise refused(f"{member} is required.")
+        check_strategy(kind, resources.allocationStrategy)
+        check_spot(resources)
     least = resources.minvCpus or 0
     desired = resources.desiredvCpus if resources.desiredvCpus is not None else least
     if not 0 <= least <= desired <= resources.maxvCpus:
@@ -144,15 +159,18 @@ async def update_compute_environment(api: Api, call: Call, request: UpdateComput
             raise refused("computeResources are not applicable to an UNMANAGED compute environment")
         resources = dict(kept.get("computeResources", {}))
         most, least = _check_update(detail, resources, request.computeResources)
-        resources |= request.computeResources.plain()
-        resources.pop("updateToLatestImageVersion", None)
-        kept["computeResources"] = resources
+        if api.settings.is_strict:
+            check_lengths(resources.get("type", "EC2"), request.computeResources)
+            check_infrastructure(resources, request.computeResources)
+        kept["computeResources"] = updated(resources, request.computeResources.plain())
     if request.unmanagedvCpus is not None:
         if kept.get("type") != "UNMANAGED":
             raise refused("unmanagedvCpus is for UNMANAGED compute environments")
         if not 0 <= request.unmanagedvCpus <= VCPUS_MAX:
             raise refused(f"unmanagedvCpus must be between 0 and {VCPUS_MAX}")
         kept["unmanagedvCpus"], most = request.unmanagedvCpus, request.unmanagedvCpus or None
+    if api.settings.is_strict:
+        check_update_policy(request.updatePolicy)
     plain = request.plain()
     kept |= {name: plain[name] for name in ("serviceRole", "context", "ecsSettings", "updatePolicy") if name in plain}
     _note_ignored(call, plain)
@@ -175,7 +193,7 @@ def _check_update(
         raise unsupported("managedInstancesProvider and capacityTags: the type ECS_MANAGED_INSTANCES")
     if asked.type is not None and asked.type != kind and {asked.type, kind} != {"EC2", "SPOT"}:
         raise refused(f"The type can not be changed from {kind} to {asked.type}")
-    if kind in ("FARGATE", "FARGATE_SPOT"):
+    if kind in FARGATE:
         for member in NOT_ON_FARGATE:
             if getattr(asked, member, None) is not None:
                 raise refused(f"{member} is not applicable for Fargate.")

@@ -23,6 +23,13 @@ from .requests import (
 from .shapes_job import ComputeEnvironmentOrder, JobStateTimeLimitAction
 
 ENVIRONMENTS_MAX: Final = 3
+ACTIONABLE: Final = (
+    "CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY",
+    "MISCONFIGURATION:COMPUTE_ENVIRONMENT_MAX_RESOURCE",
+    "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT",
+    "MISCONFIGURATION:EC2_INSTANCE_CONFIGURATION_UNSUPPORTED",
+)
+"""Reasons of a blocked job on which a queue can act (TL-3)."""
 TIME_LIMIT_S: Final = (600, 86_400)
 PRIORITY_MAX: Final = 1000
 """Of a queue in the strict profile: the range of AWS's console (JQ-1)."""
@@ -46,7 +53,7 @@ async def create_job_queue(api: Api, call: Call, request: CreateJobQueueRequest)
         )
     kept: dict[str, Any] = {"jobQueueType": kind}
     kept["computeEnvironmentOrder"] = [entry.plain() for entry in request.computeEnvironmentOrder or ()]
-    _keep_actions(kept, request.jobStateTimeLimitActions)
+    _keep_actions(api, kept, request.jobStateTimeLimitActions)
     detail = await api.kernel.create_job_queue(
         request.jobQueueName,
         priority=request.priority,
@@ -67,13 +74,15 @@ def _check_priority(api: Api, priority: int | None) -> None:
         raise refused(f"priority must be between 0 and {PRIORITY_MAX}")
 
 
-def _keep_actions(kept: dict[str, Any], actions: list[JobStateTimeLimitAction] | None) -> None:
-    """TL-1. They are kept with the queue; time_limits.py acts on them."""
+def _keep_actions(api: Api, kept: dict[str, Any], actions: list[JobStateTimeLimitAction] | None) -> None:
+    """TL-1, TL-3. They are kept with the queue; time_limits.py acts on them."""
     if actions is None:
         return
     for action in actions:
         if not TIME_LIMIT_S[0] <= action.maxTimeSeconds <= TIME_LIMIT_S[1]:
             raise refused(f"maxTimeSeconds must be between {TIME_LIMIT_S[0]} and {TIME_LIMIT_S[1]}")
+        if api.settings.is_strict and action.reason not in ACTIONABLE:
+            raise refused(f"The reason of an action is one of {', '.join(ACTIONABLE)}: {action.reason[:100]!r}")
         if action.action == "TERMINATE":
             raise refused("The action TERMINATE is for SAGEMAKER_TRAINING queues")
     kept["jobStateTimeLimitActions"] = [action.plain() for action in actions]
@@ -127,7 +136,7 @@ async def update_job_queue(api: Api, call: Call, request: UpdateJobQueueRequest)
         names = [environment.name for environment in environments]
         kept["jobQueueType"] = _queue_type(environments)
         kept["computeEnvironmentOrder"] = [entry.plain() for entry in request.computeEnvironmentOrder]
-    _keep_actions(kept, request.jobStateTimeLimitActions)
+    _keep_actions(api, kept, request.jobStateTimeLimitActions)
     await api.kernel.update_job_queue(
         detail.name,
         priority=request.priority,
