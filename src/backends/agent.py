@@ -729,9 +729,7 @@ class Spawner:
         self.library.posix_spawnattr_init(self.attributes)
         if self.library.posix_spawnattr_setflags(self.attributes, ctypes.c_short(0x84)):  # SETSID | SETSIGDEF
             raise OSError(errno.ENOSYS, "the C library is too old")
-        self.library.sigemptyset(defaults)
-        for number in DEFAULT_SIGNALS:
-            self.library.sigaddset(defaults, number)
+        self.library.sigfillset(defaults)  # all that are not named the C library asks for one by one, and resets
         self.library.posix_spawnattr_setsigdefault(self.attributes, defaults)
         for _ in range(min(SPAWNERS_MAX, CPUS)):
             threading.Thread(target=self._work, daemon=True).start()
