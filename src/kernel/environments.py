@@ -18,6 +18,7 @@ from msgspec import structs
 
 from . import bodies
 from .backend import AttemptKey, AttemptSpec, Backend, Forgets, HostStatus, Launch, WithHosts
+from .bound import Bound
 from .context import REASON_CHARS_MAX, Context, kept_text
 from .core.effects import LaunchAttempts, StopAttempts
 from .core.errors import AnyBatchError, BackendError
@@ -70,7 +71,7 @@ class Driver:
         self._restart = True
         self._stop = False
         self.backend_name = ""
-        self._scope: anyio.CancelScope | None = None
+        self._bound = Bound()
         self._specs: dict[int, AttemptSpec] = {}
         self._strays: list[AttemptKey] = []
         self._forgotten: list[str] = []
@@ -126,8 +127,7 @@ class Driver:
     def finish(self) -> None:
         """Close the backend and end `run`, with a little time for what the backend is busy with."""
         self._stop = True
-        if self._scope is not None:
-            self._scope.deadline = min(self._scope.deadline, anyio.current_time() + FINISH_S_MAX)
+        self._bound.shorten(FINISH_S_MAX)
         self._wake.set()
 
     # -- the loop -----------------------------------------------------------------------------------
@@ -150,6 +150,7 @@ class Driver:
         finally:
             with anyio.CancelScope(shield=True):
                 await self._close()
+            self._bound.close()
             self.settled.set()
 
     async def _start(self) -> None:
@@ -178,15 +179,12 @@ class Driver:
     async def _bounded(self, call: Awaitable[None], seconds: float) -> None:
         """Await what a backend does, within its bound. A cancellation that nobody asked for is an error of its own."""
         try:
-            with anyio.fail_after(seconds) as self._scope:
-                await call
+            await self._bound.keep(call, seconds)
         except asyncio.CancelledError as e:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
             raise BackendError("it was cancelled from inside") from e
-        finally:
-            self._scope = None
 
     def _fail(self, what: str, error: Exception) -> None:
         """The environment is INVALID from now on."""
