@@ -21,6 +21,7 @@ from msgspec import structs
 
 from .clock import Clock, Timer
 from .core.effects import (
+    WANT_PLAN,
     CloseEnvironment,
     Effect,
     ForgetJobs,
@@ -213,7 +214,7 @@ class Runtime:
         refusals: list[tuple[asyncio.Future[Any], RequestError]] = []
         barriers: list[_Barrier] = []
         for item, future in inbox:
-            if isinstance(item, _Barrier):
+            if type(item) is _Barrier:
                 barriers.append(item)
                 continue
             try:
@@ -250,7 +251,7 @@ class Runtime:
 
     def _plan(self, events: list[AnyEvent], effects: list[Effect], now: int) -> None:
         if not self._want_plan:
-            self._want_plan = any(isinstance(effect, WantPlan) for effect in effects)
+            self._want_plan = WANT_PLAN in effects
         if not self._want_plan or not self.placing:
             return
         step = handle(self.state, Plan(most=PLAN_MOST), now)
@@ -264,7 +265,7 @@ class Runtime:
         for effect in effects:
             match effect:
                 case WantPlan():
-                    pass  # has been done
+                    pass  # has been heeded
                 case NotifyChildren(job=job, indexes=indexes):
                     if job in self._child_ended:
                         self._notify_children(job, indexes)

@@ -286,7 +286,7 @@ def evolve_looks_elsewhere(patch: pytest.MonkeyPatch) -> None:
     def impure(state: KernelState, event: ev.AttemptsStarted, at_ms: int) -> None:
         started(state, event, at_ms + next(elsewhere))
 
-    patch.setattr(evolve, "_attempts_started", impure)
+    patch.setitem(evolve.CHANGES, ev.AttemptsStarted, impure)
 
 
 def decide_looks_elsewhere(patch: pytest.MonkeyPatch) -> None:
@@ -304,14 +304,15 @@ def what_was_given_up_is_tried_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def an_end_is_taken_twice(patch: pytest.MonkeyPatch) -> None:
-    ended = machine.__dict__["decide_ended"]
+    kind: type[ask.Input] = ask.Ended
+    ended = machine.DECISIONS[kind]
 
     def twice(state: KernelState, report: ask.Ended) -> Iterator[ev.AnyEvent]:
         for event in ended(state, report):
             yield event
             yield event
 
-    patch.setattr(machine, "decide_ended", twice)
+    patch.setitem(machine.DECISIONS, kind, twice)
 
 
 MISTAKES: list[tuple[Patch, bool, str]] = [

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
-from typing import Final, assert_never
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
 
 from .children import ORDINARY, Cause, fill
 from .events import (
@@ -69,80 +69,97 @@ TIMER_SLACK = 1024
 def evolve(state: KernelState, event: AnyEvent, at_ms: int) -> None:
     """Apply `event`, which happened at `at_ms`."""
     state.now_ms = at_ms
-    match event:
-        case AttemptsEnded():
-            _attempts_ended(state, event, at_ms)
-        case AttemptsStarted():
-            _attempts_started(state, event, at_ms)
-        case AttemptsPlaced():
-            _attempts_placed(state, event, at_ms)
-        case WorkReleased():
-            job = state.jobs[event.job]
-            _waits(job, at_ms)
-            _move_waiting(job, event.each(), RUNNABLE, at_ms)
-            _enqueue(state, job)
-        case WorkHeld():
-            _move_waiting(state.jobs[event.job], event.each(), PENDING, at_ms)
-        case WorkFailed():
-            _work_failed(state, event, at_ms)
-        case ParentHeld():
-            job = state.jobs[event.job]
-            job.parent = _parent(job, Trigger.HOLD)
-        case ParentEnded():
-            job = state.jobs[event.job]
-            job.parent = _parent(job, Trigger.SUCCEED if event.succeeded else Trigger.FAIL)
-            job.parent_stopped_ms = at_ms
-            _job_ended(state, job, job.parent)
-        case JobSubmitted():
-            _job_submitted(state, event, at_ms)
-        case CancelRequested() | ArrayStopped() | StopRequested():
-            _to_be_stopped(state, event)
-        case WorkReopened():
-            reopen_work(state, state.jobs[event.job], event.each(), at_ms)
-        case ParentReopened():
-            job = state.jobs[event.job]
-            job.parent, job.parent_stopped_ms = _parent(job, Trigger.RERUN), 0
-            reopen_job(state, job)
-        case RerunRequested():
-            pass  # who asked; the events that follow say what it led to
-        case JobsForgotten(jobs=forgotten):
-            for gone in forgotten:
-                forget(state, gone.serial)
-        case DefinitionRegistered(name=name, revision=revision, body=body):
-            state.definitions.setdefault(name, {})[revision] = DefinitionRow(name, revision, body, at_ms)
-        case DefinitionDeregistered(name=name, revision=revision):
-            state.definitions[name][revision].active = False
-        case QueuePut(name=name, body=queue_body):
-            if name in state.queues:
-                _queue_updated(state, state.queues[name], queue_body)
-            else:
-                state.queues[name] = QueueRow(name, queue_body, at_ms)
-                _expect_anew(state, name)
-        case QueueDeleted(name=name, finished=finished):
-            if finished:
-                del state.queues[name]
-                _expect_anew(state, name)
-            else:
-                state.queues[name].status = ResourceStatus.DELETING
-        case EnvironmentPut() | EnvironmentDeleted() | EnvironmentStatusChanged() | HostsListed():
-            _environment_changed(state, event, at_ms)
-        case TagsPut():
-            put_tags(state, event)
-        case HostJoined():
-            _host_joined(state, event)
-        case HostRegistered() | HostDrained() | HostDeregistered() | HostHeld():
-            apply_host_event(state, event)
-        case HostLeft(serial=serial):
-            host = state.hosts[serial]
-            state.unrank_host(host)
-            del state.environments[host.environment].hosts[host.name]
-            del state.hosts[serial]
-        case KernelOpened(epoch=epoch, kernel_id=kernel_id):
-            state.epoch, state.kernel_id = epoch, kernel_id
-            for environment in state.environments.values():
-                environment.listed = False
-        case _:
-            assert_never(event)
+    CHANGES[type(event)](state, event, at_ms)
+
+
+def _work_released(state: KernelState, event: WorkReleased, at_ms: int) -> None:
+    job = state.jobs[event.job]
+    _waits(job, at_ms)
+    _move_waiting(job, event.each(), RUNNABLE, at_ms)
+    _enqueue(state, job)
+
+
+def _work_held(state: KernelState, event: WorkHeld, at_ms: int) -> None:
+    _move_waiting(state.jobs[event.job], event.each(), PENDING, at_ms)
+
+
+def _work_reopened(state: KernelState, event: WorkReopened, at_ms: int) -> None:
+    reopen_work(state, state.jobs[event.job], event.each(), at_ms)
+
+
+def _parent_held(state: KernelState, event: ParentHeld, at_ms: int) -> None:
+    job = state.jobs[event.job]
+    job.parent = _parent(job, Trigger.HOLD)
+
+
+def _parent_ended(state: KernelState, event: ParentEnded, at_ms: int) -> None:
+    job = state.jobs[event.job]
+    job.parent = _parent(job, Trigger.SUCCEED if event.succeeded else Trigger.FAIL)
+    job.parent_stopped_ms = at_ms
+    _job_ended(state, job, job.parent)
+
+
+def _parent_reopened(state: KernelState, event: ParentReopened, at_ms: int) -> None:
+    job = state.jobs[event.job]
+    job.parent, job.parent_stopped_ms = _parent(job, Trigger.RERUN), 0
+    reopen_job(state, job)
+
+
+def _rerun_requested(state: KernelState, event: RerunRequested, at_ms: int) -> None:
+    """Who asked; the events that follow say what it led to."""
+
+
+def _jobs_forgotten(state: KernelState, event: JobsForgotten, at_ms: int) -> None:
+    for gone in event.jobs:
+        forget(state, gone.serial)
+
+
+def _definition_registered(state: KernelState, event: DefinitionRegistered, at_ms: int) -> None:
+    row = DefinitionRow(event.name, event.revision, event.body, at_ms)
+    state.definitions.setdefault(event.name, {})[event.revision] = row
+
+
+def _definition_deregistered(state: KernelState, event: DefinitionDeregistered, at_ms: int) -> None:
+    state.definitions[event.name][event.revision].active = False
+
+
+def _queue_put(state: KernelState, event: QueuePut, at_ms: int) -> None:
+    if event.name in state.queues:
+        _queue_updated(state, state.queues[event.name], event.body)
+    else:
+        state.queues[event.name] = QueueRow(event.name, event.body, at_ms)
+        _expect_anew(state, event.name)
+
+
+def _queue_deleted(state: KernelState, event: QueueDeleted, at_ms: int) -> None:
+    if event.finished:
+        del state.queues[event.name]
+        _expect_anew(state, event.name)
+    else:
+        state.queues[event.name].status = ResourceStatus.DELETING
+
+
+def _tags_put(state: KernelState, event: TagsPut, at_ms: int) -> None:
+    put_tags(state, event)
+
+
+def _host_event(
+    state: KernelState, event: HostRegistered | HostDrained | HostDeregistered | HostHeld, at_ms: int
+) -> None:
+    apply_host_event(state, event)
+
+
+def _host_left(state: KernelState, event: HostLeft, at_ms: int) -> None:
+    host = state.hosts[event.serial]
+    state.unrank_host(host)
+    del state.environments[host.environment].hosts[host.name]
+    del state.hosts[event.serial]
+
+
+def _kernel_opened(state: KernelState, event: KernelOpened, at_ms: int) -> None:
+    state.epoch, state.kernel_id = event.epoch, event.kernel_id
+    for environment in state.environments.values():
+        environment.listed = False
 
 
 def _queue_updated(state: KernelState, queue: QueueRow, body: QueueBody) -> None:
@@ -215,7 +232,7 @@ def _work_failed(state: KernelState, event: WorkFailed, at_ms: int) -> None:
     _children_ended(state, job, indexes, FAILED)
 
 
-def _to_be_stopped(state: KernelState, event: CancelRequested | ArrayStopped | StopRequested) -> None:
+def _to_be_stopped(state: KernelState, event: CancelRequested | ArrayStopped | StopRequested, at_ms: int) -> None:
     """Note what runs and is to be stopped; what waits fails by the events that follow."""
     job = state.jobs[event.job]
     match event:
@@ -484,7 +501,7 @@ def _environment_changed(
             _arm_again(state, state.environments[name])
 
 
-def _host_joined(state: KernelState, event: HostJoined) -> None:
+def _host_joined(state: KernelState, event: HostJoined, at_ms: int) -> None:
     host = state.hosts.get(event.serial)
     if host is None:
         host = state.hosts[event.serial] = HostRow(event.serial, event.environment, event.name)
@@ -514,3 +531,40 @@ def _devices_on(job: JobRow, host: HostRow) -> Iterator[int]:
     for i, devices in job.gpus.items():
         if job.children.hosts()[i] == host.serial:
             yield from devices
+
+
+CHANGES: Final[dict[type[AnyEvent], Callable[[KernelState, Any, int], None]]] = {
+    KernelOpened: _kernel_opened,
+    JobSubmitted: _job_submitted,
+    WorkHeld: _work_held,
+    WorkReleased: _work_released,
+    WorkFailed: _work_failed,
+    WorkReopened: _work_reopened,
+    ParentHeld: _parent_held,
+    ParentEnded: _parent_ended,
+    ParentReopened: _parent_reopened,
+    CancelRequested: _to_be_stopped,
+    ArrayStopped: _to_be_stopped,
+    StopRequested: _to_be_stopped,
+    RerunRequested: _rerun_requested,
+    AttemptsPlaced: _attempts_placed,
+    AttemptsStarted: _attempts_started,
+    AttemptsEnded: _attempts_ended,
+    JobsForgotten: _jobs_forgotten,
+    DefinitionRegistered: _definition_registered,
+    DefinitionDeregistered: _definition_deregistered,
+    QueuePut: _queue_put,
+    QueueDeleted: _queue_deleted,
+    EnvironmentPut: _environment_changed,
+    EnvironmentDeleted: _environment_changed,
+    EnvironmentStatusChanged: _environment_changed,
+    HostsListed: _environment_changed,
+    TagsPut: _tags_put,
+    HostJoined: _host_joined,
+    HostLeft: _host_left,
+    HostRegistered: _host_event,
+    HostDrained: _host_event,
+    HostDeregistered: _host_event,
+    HostHeld: _host_event,
+}
+"""What each event does, by its type: one look-up for each."""

@@ -7,8 +7,8 @@ clock, a random number, or anything outside the state. Recovery is `replay`: `ev
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -130,72 +130,22 @@ def decide(state: KernelState, item: Input) -> tuple[Iterable[AnyEvent], Any]:
 
     Events of one input may be worked out lazily: each is applied before the next is asked for.
     """
-    match item:
-        case Ended():
-            return decide_ended(state, item), None
-        case Started():
-            return decide_started(state, item), None
-        case Plan():
-            return placements(state, item.most), None
-        case SubmitJob():
-            return decide_submit(state, item)
-        case RerunJob():
-            return decide_rerun(state, item)
-        case StopJob():
-            return _decide_stop(state, item), None
-        case Tick():
-            return _decide_tick(state), None
-        case RegisterDefinition():
-            return decide_register(state, item)
-        case DeregisterDefinition():
-            return decide_deregister(state, item), None
-        case CreateQueue():
-            return decide_create_queue(state, item), None
-        case UpdateQueue():
-            return decide_update_queue(state, item), None
-        case DeleteQueue():
-            return decide_delete_queue(state, item), None
-        case _:
-            return _decide_rest(state, item), None
+    kind = type(item)
+    answered = ANSWERED.get(kind)
+    return (DECISIONS[kind](state, item), None) if answered is None else answered(state, item)
 
 
-def _decide_rest(state: KernelState, item: Input) -> Iterable[AnyEvent]:
-    match item:
-        case CreateEnvironment():
-            return decide_create_environment(state, item)
-        case UpdateEnvironment():
-            return decide_update_environment(state, item)
-        case DeleteEnvironment():
-            return decide_delete_environment(state, item)
-        case ChangeTags():
-            return decide_change_tags(state, item)
-        case HostUp():
-            return decide_host_up(state, item)
-        case HostDown():
-            return decide_host_down(state, item)
-        case HostPaused():
-            return decide_host_paused(state, item)
-        case RegisterHost():
-            return decide_register_host(state, item)
-        case DrainHost():
-            return decide_drain_host(state, item)
-        case DeregisterHost():
-            return decide_deregister_host(state, item)
-        case AllListed():
-            return decide_all_listed(state, item)
-        case EnvironmentFailed():
-            return decide_environment_failed(state, item)
-        case Found():
-            return decide_found(state, item)
-        case Unknown():
-            note_unknown(state, item)
-            return ()
-        case StopRunning():
-            return _decide_stop_running(state, item.environments)
-        case OpenKernel():
-            return [KernelOpened(state.epoch + 1, state.kernel_id or item.kernel_id)]
-        case _:
-            raise TypeError(f"not an input: {item!r}")
+def _plan(state: KernelState, item: Plan) -> Iterable[AnyEvent]:
+    return placements(state, item.most)
+
+
+def _note_unknown(state: KernelState, item: Unknown) -> Iterable[AnyEvent]:
+    note_unknown(state, item)
+    return ()
+
+
+def _open_kernel(state: KernelState, item: OpenKernel) -> Iterable[AnyEvent]:
+    return [KernelOpened(state.epoch + 1, state.kernel_id or item.kernel_id)]
 
 
 def _decide_stop(state: KernelState, request: StopJob) -> list[AnyEvent]:
@@ -230,7 +180,7 @@ def _concerns(job: JobRow, index: int | None, *, terminate: bool) -> bool:
     return status in (STARTING, RUNNING) and (stop is None or stop.kind is StopKind.SHUTDOWN)
 
 
-def _decide_tick(state: KernelState) -> Iterator[AnyEvent]:
+def _decide_tick(state: KernelState, item: Tick) -> Iterator[AnyEvent]:
     """Attempts past their timeout are to be ended (TO-2, TO-3); those not found for too long are lost.
 
     An environment that has not listed what it holds since the kernel opened may still tell of an exit that came
@@ -280,8 +230,9 @@ def next_timer_ms(state: KernelState) -> int | None:
     return due
 
 
-def _decide_stop_running(state: KernelState, environments: tuple[str, ...] | None) -> Iterator[AnyEvent]:
+def _decide_stop_running(state: KernelState, item: StopRunning) -> Iterator[AnyEvent]:
     """Every live attempt there is to be ended; its job is RUNNABLE again afterwards."""
+    environments = item.environments
     hosts = [h for h in state.hosts.values() if environments is None or h.environment in environments]
     here = {host.serial for host in hosts}
     for serial in sorted({serial for host in hosts for serial in host.load}):
@@ -292,3 +243,38 @@ def _decide_stop_running(state: KernelState, environments: tuple[str, ...] | Non
                 by_number.setdefault(job.children.number[i], []).append(i)
         for number, live in by_number.items():
             yield StopRequested(serial, *run_fields(live), number, StopKind.SHUTDOWN)
+
+
+ANSWERED: Final[dict[type[Input], Callable[[KernelState, Any], tuple[Iterable[AnyEvent], Any]]]] = {
+    SubmitJob: decide_submit,
+    RerunJob: decide_rerun,
+    RegisterDefinition: decide_register,
+}
+"""Requests that have a reply."""
+DECISIONS: Final[dict[type[Input], Callable[[KernelState, Any], Iterable[AnyEvent]]]] = {
+    Plan: _plan,
+    Started: decide_started,
+    Ended: decide_ended,
+    Found: decide_found,
+    Unknown: _note_unknown,
+    Tick: _decide_tick,
+    StopJob: _decide_stop,
+    StopRunning: _decide_stop_running,
+    ChangeTags: decide_change_tags,
+    DeregisterDefinition: decide_deregister,
+    CreateQueue: decide_create_queue,
+    UpdateQueue: decide_update_queue,
+    DeleteQueue: decide_delete_queue,
+    CreateEnvironment: decide_create_environment,
+    UpdateEnvironment: decide_update_environment,
+    DeleteEnvironment: decide_delete_environment,
+    EnvironmentFailed: decide_environment_failed,
+    AllListed: decide_all_listed,
+    HostUp: decide_host_up,
+    HostDown: decide_host_down,
+    HostPaused: decide_host_paused,
+    RegisterHost: decide_register_host,
+    DrainHost: decide_drain_host,
+    DeregisterHost: decide_deregister_host,
+    OpenKernel: _open_kernel,
+}
