@@ -40,6 +40,8 @@ NO_EFFECT: Final = frozenset((
     "startTimeout", "stopTimeout",
 ))  # fmt: skip
 """Members of a container or task that mean nothing here."""
+NOT_RUN: Final = ("nodeProperties", "eksProperties")
+"""Members that are kept and given back, and whose jobs are refused; tasks of several containers are, too."""
 JOB_ROLES: Final = frozenset(("jobRoleArn", "taskRoleArn"))
 OF_CONTAINERS: Final = frozenset((
     "image", "volumes", "mountPoints", "readonlyRootFilesystem", "privileged", "ulimits", "user", "linuxParameters",
@@ -130,13 +132,19 @@ def ignored_members(kept: Mapping[str, Any], *, local: bool, roles: bool) -> lis
     names = NO_EFFECT | OF_CONTAINERS if local else NO_EFFECT
     if roles:
         names -= JOB_ROLES
-    found = []
+
+    def ignored(prefix: str, members: Mapping[str, Any]) -> list[str]:
+        own_logs = members.get("logConfiguration", {}).get("logDriver") == "awslogs"
+        return [f"{prefix}.{name}" for name in members if name in names or (name == "logConfiguration" and own_logs)]
+
+    found = [name for name in NOT_RUN if name in kept]
     if "containerProperties" in kept:
-        found += [f"containerProperties.{name}" for name in kept["containerProperties"] if name in names]
+        found += ignored("containerProperties", kept["containerProperties"])
     for task in kept.get("ecsProperties", {}).get("taskProperties", ()):
-        found += [f"ecsProperties.{name}" for name in task if name in names]
-        for container in task["containers"]:
-            found += [f"ecsProperties.containers.{name}" for name in container if name in names]
+        if len(task["containers"]) > 1:
+            return [*found, "ecsProperties"]
+        found += ignored("ecsProperties", task)
+        found += ignored("ecsProperties.containers", task["containers"][0])
     return found
 
 

@@ -36,8 +36,10 @@ NOT_ON_FARGATE: Final = (
     "allocationStrategy", "minvCpus", "desiredvCpus", "instanceTypes", "imageId", "ec2KeyPair", "instanceRole", "tags",
     "placementGroup", "bidPercentage", "spotIamFleetRole", "launchTemplate", "ec2Configuration", "scalingPolicy",
 )  # fmt: skip
-USED: Final = frozenset(("type", "maxvCpus", "minvCpus", "desiredvCpus"))
+USED: Final = frozenset(("type", "maxvCpus"))
 """Members of computeResources that have an effect here; the others are kept and given back."""
+UNUSED: Final = ("serviceRole", "context", "ecsSettings", "updatePolicy")
+"""Members beside computeResources that have none."""
 VCPUS_MAX: Final = 1_000_000
 SERVICE_ROLE: Final = "aws-service-role/batch.amazonaws.com/AWSServiceRoleForBatch"
 NO_ENGINE: Final = (
@@ -142,8 +144,12 @@ def _check_managed(api: Api, resources: ComputeResource) -> tuple[str, int, int]
 
 def _note_ignored(call: Call, kept: Mapping[str, Any]) -> None:
     resources = kept.get("computeResources", {})
-    call.ignores(*(f"computeResources.{name}" for name in resources if name not in USED))
-    call.ignores(*(name for name in ("serviceRole", "context", "ecsSettings", "updatePolicy") if name in kept))
+    if kept.get("type") == "UNMANAGED" and resources:
+        call.ignores("computeResources")
+    else:  # a minimum of 0 is what there is anyway
+        unused = (name for name, value in resources.items() if name not in USED and (name, value) != ("minvCpus", 0))
+        call.ignores(*(f"computeResources.{name}" for name in unused))
+    call.ignores(*(name for name in UNUSED if name in kept))
 
 
 async def update_compute_environment(api: Api, call: Call, request: UpdateComputeEnvironmentRequest) -> dict[str, Any]:
@@ -172,7 +178,7 @@ async def update_compute_environment(api: Api, call: Call, request: UpdateComput
     if api.settings.is_strict:
         check_update_policy(request.updatePolicy)
     plain = request.plain()
-    kept |= {name: plain[name] for name in ("serviceRole", "context", "ecsSettings", "updatePolicy") if name in plain}
+    kept |= {name: plain[name] for name in UNUSED if name in plain}
     _note_ignored(call, plain)
     await api.kernel.update_compute_environment(
         detail.name,

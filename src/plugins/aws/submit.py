@@ -73,6 +73,8 @@ async def submit_job(api: Api, call: Call, request: SubmitJobRequest) -> dict[st
     for member in ("propagateTags",):
         if getattr(request, member):
             call.ignores(member)
+    if request.containerOverrides is not None and request.containerOverrides.instanceType is not None:
+        call.ignores("containerOverrides.instanceType")
     kept = {
         name: value
         for name, value in request.plain().items()
