@@ -75,6 +75,8 @@ ENTER_AND_RUN = 'echo $$ >"$0" && exec "$@"'  # a shell's; $0 is a cgroup's list
 EMBEDDED_NULL = "CannotStartContainerError: an embedded null byte in the command or a variable"
 RESTARTED = "the machine, or the container that the agent ran in, was restarted"
 NEVER = 1 << 62
+set_handler = sys.modules["_signal"].signal  # without signal.signal's enums: a fifth of the price
+SIGCHLD, SIG_DFL = int(signal.SIGCHLD), int(signal.SIG_DFL)
 DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ]  # Python ignores them
 LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 SHORTEN_LOG = r"""{ head -c "$2" "$1"; printf '\n[anybatch: %d bytes are left out here]\n' "$3"; tail -c "$2" "$1"
@@ -224,7 +226,7 @@ def send_signal(pid: int, number: int, born: Optional[int] = None) -> None:
 
 def send_group_signal(pid: int, number: int) -> None:
     """Signal the group that an attempt's main process leads, a child not reaped yet (ProcessLookupError: none)."""
-    if pid <= 1 or pid == os.getpgid(0):
+    if pid <= 1 or pid == os.getpid():  # whose own group is that of its number
         raise ProcessLookupError
     os.killpg(pid, number)
 
@@ -532,7 +534,7 @@ class Spec:
         self.vcpus: int = message.get("vcpus_milli", 0)
         self.memory: int = message.get("memory_mib", 0) << 20
         self.program: Optional[str] = None
-        self.argv: List[bytes] = []
+        self.argv: Any = None
 
     def find_program(self, workdir: str, scripts: str) -> str:
         """The file to execute, searched with the attempt's own PATH; kept once found. (StartError: there is none.)"""
@@ -559,16 +561,22 @@ class Spec:
             raise StartError("CannotStartContainerError: command %r: %s is not executable" % (name, seen))
         raise StartError("CannotStartContainerError: command %r not found in PATH" % name)
 
-    def arguments(self, program: str) -> List[bytes]:
-        if not self.argv:
+    def arguments(self, program: str) -> Any:
+        """The arguments as a C array, the same for all attempts."""
+        if self.argv is None:
             argv = [os.fsencode(one) for one in (self.command if self.script is None else [program, *self.command])]
             if b"\0" in b"".join(argv):
                 raise StartError(EMBEDDED_NULL)
-            self.argv = argv
+            self.argv = c_strings(argv)
         return self.argv
 
 
 NO_SPEC = Spec({"command": []}, {})  # of what a killed agent left
+
+
+def c_strings(items: List[bytes]) -> Any:
+    """A C array of strings, with a null pointer at its end."""
+    return (ctypes.c_char_p * (len(items) + 1))(*items)
 
 
 def write_script(text: str, folder: str) -> str:
@@ -590,7 +598,9 @@ class Group:
     array_size: Optional[int] = None
     spec = NO_SPEC
     workdir = "/"
-    own: Optional[List[str]] = None  # names of variables that attempts had beside `fixed`, which all share
+    own: Optional[List[str]] = None  # names of variables that attempts had beside those that all share
+    fixed: Any = None  # these, as a C array with room for an attempt's own at its end
+    at = 0  # where that begins
 
     def __init__(self, kernel: str, job: str, number: int) -> None:
         self.kernel = kernel
@@ -598,10 +608,9 @@ class Group:
         self.number = number
         self.gpus: Dict[str, List[int]] = {}
         self.environment: Dict[str, str] = {}
-        self.fixed: List[bytes] = []
 
-    def variables(self, index: int, own: Dict[str, str]) -> List[bytes]:
-        """The environment of one attempt: the group's, its own, and those given."""
+    def variables(self, index: int, own: Dict[str, str]) -> Any:
+        """The environment of one attempt as a C array: the group's, its own, and those given."""
         own["AWS_BATCH_JOB_ID"] = self.job
         if self.array_size is not None:
             own["AWS_BATCH_JOB_ID"] += ":%d" % index
@@ -613,8 +622,13 @@ class Group:
             fixed = [os.fsencode("%s=%s" % item) for item in self.environment.items() if item[0] not in own]
             if b"\0" in b"".join(fixed):
                 raise StartError(EMBEDDED_NULL)
-            self.fixed, self.own = fixed, list(own)
-        return self.fixed + [("%s=%s" % item).encode("utf-8", "surrogateescape") for item in own.items()]
+            self.fixed, self.at, self.own = c_strings(fixed + [b""] * len(own)), len(fixed), list(own)
+        made = type(self.fixed).from_buffer_copy(self.fixed)
+        made.fixed, at = self.fixed, self.at  # keeps alive what it points to
+        for item in own.items():
+            made[at] = ("%s=%s" % item).encode("utf-8", "surrogateescape")
+            at += 1
+        return made
 
 
 class Attempt:
@@ -658,8 +672,8 @@ def report_line(seq: int, started: Iterable[Attempt], exited: Iterable[Attempt])
     ends: Dict[Any, List[Any]] = {}
     for one in exited:
         group = one.group
-        how = (one.kind, one.reason, one.status, one.told)
-        run = ends.setdefault((group.job, group.number, *how), [group.job, group.number, [], [], [], [], *how])
+        how = (group, one.kind, one.reason, one.status, one.told)
+        run = ends.get(how) or ends.setdefault(how, [group.job, group.number, [], [], [], [], *how[1:]])
         run[2].append(one.index)
         run[3].append(one.code)
         run[4].append(one.started_ms)
@@ -668,14 +682,18 @@ def report_line(seq: int, started: Iterable[Attempt], exited: Iterable[Attempt])
 
 
 def intent_line(kernel: str, at: int, attempts: Iterable[Attempt]) -> str:
-    """These are about to be started; with the numbers of the agent's own files that they write to (0: none)."""
-    runs: Dict[Group, List[Any]] = {}
+    """These are about to be started; with the numbers of the agent's own files that they write to (0: none).
+
+    Nothing in it needs quoting: ids have been checked (SAFE_ID).
+    """
+    runs: Dict[Group, Tuple[List[int], List[int]]] = {}
     for one in attempts:
-        run = runs.setdefault(one.group, [one.group.job, one.group.number, [], []])
-        run[2].append(one.index)
-        run[3].append(one.out.number)
-    outs = [run.pop() for run in runs.values()]
-    return encode({"t": "intent", "kernel": kernel, "at": at, "runs": list(runs.values()), "outs": outs})
+        indexes, outs = runs.get(one.group) or runs.setdefault(one.group, ([], []))
+        indexes.append(one.index)
+        outs.append(one.out.number)
+    named = ",".join(['["%s",%d,%s]' % (group.job, group.number, run[0]) for group, run in runs.items()])
+    files = [run[1] for run in runs.values()]
+    return '{"t":"intent","kernel":"%s","at":%d,"runs":[%s],"outs":%s}' % (kernel, at, named, files)
 
 
 @functools.lru_cache(maxsize=None)
@@ -734,13 +752,11 @@ class Spawner:
         for _ in range(min(SPAWNERS_MAX, CPUS)):
             threading.Thread(target=self._work, daemon=True).start()
 
-    def put(self, one: Attempt, program: str, arguments: List[bytes], variables: List[bytes]) -> None:
+    def put(self, one: Attempt, program: str, argv: Any, envp: Any) -> None:
         """Start a program in a session of its own, its output appended to the attempt's log."""
         out = one.out
         if out.actions is None:
             out.actions = FileActions(self.short, os.fsencode(out.path))
-        argv = (ctypes.c_char_p * (len(arguments) + 1))(*arguments)
-        envp = (ctypes.c_char_p * (len(variables) + 1))(*variables)
         self.count += 1
         self.todo.put((one, program, argv, envp))
 
@@ -1101,9 +1117,9 @@ class Agent:
     def _nap(self, crowd: int) -> None:
         """While more runs than there are processors, let a few end, and take note of them together, unsignalled."""
         if crowd > 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            set_handler(SIGCHLD, SIG_DFL)
             time.sleep(min(NAP_S_MAX, NAP_S_EACH * crowd))
-            signal.signal(signal.SIGCHLD, wake)
+            set_handler(SIGCHLD, wake)
 
     def _finished(self) -> bool:
         if self.running or self.pending or self.ending or self.spawner.count:
@@ -1446,7 +1462,7 @@ class Agent:
                 if not self.groups.threads:
                     procs = os.path.join(one.slot.path, "cgroup.procs")
                     run, shell = "/bin/sh", ["sh", "-c", ENTER_AND_RUN, procs, program]
-                    arguments = [*map(os.fsencode, shell), *arguments[1:]]
+                    arguments = c_strings([*map(os.fsencode, shell), *arguments[1:-1]])
             self.spawner.put(one, run, arguments, group.variables(one.index, own))
             one.state = SPAWNING
         except StartError as error:
