@@ -46,6 +46,8 @@ GROUPS_MAX = 256  # jobs whose prepared environments are kept
 BURST = 32  # attempts handed to the spawning threads at once
 SPAWNERS_MAX = 4  # threads; one for each processor, up to this
 SPAWN_POLL_MS = 2
+SLOW_NS = 2_500_000  # a start that takes longer waits for a processor or a disk
+WARY = 48  # after such a start so many of the job are left to the threads
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # that it may use
 NAP_S_EACH = 0.00025  # of rest before a turn, for each attempt that runs beyond the number of processors
 NAP_S_MAX = 0.003
@@ -534,6 +536,7 @@ class Spec:
         self.vcpus: int = message.get("vcpus_milli", 0)
         self.memory: int = message.get("memory_mib", 0) << 20
         self.program: Optional[str] = None
+        self.wary = 1  # so many starts are left to the threads
         self.argv: Any = None
 
     def find_program(self, workdir: str, scripts: str) -> str:
@@ -648,6 +651,7 @@ class Attempt:
     slot: Optional[MemorySlot] = None
     told = False  # of its start
     counted = False  # it takes part of the capacity
+    here = False  # the loop has started it, not another thread: a child of the loop's
     over_memory = False
 
     def __init__(self, group: Group, index: int) -> None:
@@ -732,7 +736,8 @@ def wake(number: int, frame: Any) -> None:
 class Spawner:
     """Threads that start programs: while the system does, for half a millisecond each, the loop goes on.
 
-    They call the C library themselves, since os.posix_spawn does not let other threads run.
+    They call the C library themselves, since os.posix_spawn does not let other threads run. Where a processor is free
+    and such starts have been quick, the loop makes them itself: that is cheaper than waking a thread.
     """
 
     def __init__(self, now_ms: Callable[[], int], groups: MemoryGroups) -> None:
@@ -752,13 +757,22 @@ class Spawner:
         for _ in range(min(SPAWNERS_MAX, CPUS)):
             threading.Thread(target=self._work, daemon=True).start()
 
-    def put(self, one: Attempt, program: str, argv: Any, envp: Any) -> None:
-        """Start a program in a session of its own, its output appended to the attempt's log."""
-        out = one.out
+    def put(self, one: Attempt, program: str, argv: Any, envp: Any, here: bool) -> None:
+        """Start a program in a session of its own, its output to the attempt's file. `here`: in this thread if that is
+        likely to be quick.
+        """
+        out, spec = one.out, one.group.spec
         if out.actions is None:
             out.actions = FileActions(self.short, os.fsencode(out.path))
         self.count += 1
-        self.todo.put((one, program, argv, envp))
+        if not here or spec.wary or one.slot is not None:
+            spec.wary = max(0, spec.wary - 1)
+            self.todo.put((one, program, argv, envp))
+        else:
+            one.here, began_ns = True, time.monotonic_ns()
+            self._spawn(one, program, argv, envp)
+            if time.monotonic_ns() - began_ns > SLOW_NS:
+                spec.wary = WARY
 
     def take(self, least: int) -> List[Tuple[Attempt, str, int]]:
         """What has been started, waiting for so many: attempt, program, process id or negative error."""
@@ -770,20 +784,27 @@ class Spawner:
 
     def _work(self) -> None:
         inside: Optional[MemorySlot] = None  # the cgroup that this thread is in
-        spawn, attributes = self.library.posix_spawn, self.attributes
         while True:
             one, program, argv, envp = self.todo.get()
-            one.started_ms = self.now_ms()
-            pid = ctypes.c_int(-1)
             try:
                 if one.slot is not inside and self.groups.threads:
                     write_file(0, one.slot.path if one.slot else os.path.dirname(self.groups.base), "tasks")
                     inside = one.slot
-                path, actions = os.fsencode(program), one.out.actions.buffer
-                error = spawn(ctypes.byref(pid), path, actions, attributes, argv, envp)
-            except Exception as trouble:
-                error = getattr(trouble, "errno", None) or errno.EINVAL
-            self.done.put((one, program, -error if error else pid.value))
+            except OSError as error:
+                one.started_ms = self.now_ms()
+                self.done.put((one, program, -(error.errno or errno.EINVAL)))
+            else:
+                self._spawn(one, program, argv, envp)
+
+    def _spawn(self, one: Attempt, program: str, argv: Any, envp: Any) -> None:
+        one.started_ms = self.now_ms()
+        pid = ctypes.c_int(-1)
+        try:
+            path, actions = os.fsencode(program), one.out.actions.buffer
+            error = self.library.posix_spawn(ctypes.byref(pid), path, actions, self.attributes, argv, envp)
+        except Exception as trouble:
+            error = getattr(trouble, "errno", None) or errno.EINVAL
+        self.done.put((one, program, -error if error else pid.value))
 
 
 # ---- the connection ----
@@ -915,6 +936,7 @@ class Agent:
         self.attempts: Dict[Key, Attempt] = {}
         self.pending: Deque[Attempt] = deque()
         self.running: Dict[int, Attempt] = {}
+        self.here = 0  # of these, those that the loop has started
         self.ending: List[Attempt] = []  # main process ended, killed leftovers not gone yet
         self.strays: Dict[int, Optional[Attempt]] = {}  # re-parented children, with the attempt they belong to
         self.helpers: Set[int] = set()
@@ -1363,7 +1385,9 @@ class Agent:
             return
         for one in burst:
             one.near_ms = near_ms
-            self._start(one)
+            self._start(one, len(burst) < SPAWNERS_MAX and len(self.running) + self.spawner.count < CPUS)
+        if burst[-1].here:
+            self._land()
 
     def _fits(self, one: Attempt) -> bool:
         """Whether there is room for it beside what runs. What would never fit may run alone."""
@@ -1442,7 +1466,7 @@ class Agent:
                     for pid in tree.intersection(processes.born):
                         send_signal(pid, signal.SIGKILL, processes.born[pid])
 
-    def _start(self, one: Attempt) -> None:
+    def _start(self, one: Attempt, here: bool) -> None:
         group, spec = one.group, one.group.spec
         log, program = one.out.path, None
         try:
@@ -1463,7 +1487,7 @@ class Agent:
                     procs = os.path.join(one.slot.path, "cgroup.procs")
                     run, shell = "/bin/sh", ["sh", "-c", ENTER_AND_RUN, procs, program]
                     arguments = c_strings([*map(os.fsencode, shell), *arguments[1:-1]])
-            self.spawner.put(one, run, arguments, group.variables(one.index, own))
+            self.spawner.put(one, run, arguments, group.variables(one.index, own), here)
             one.state = SPAWNING
         except StartError as error:
             self._not_started(one, str(error))
@@ -1477,6 +1501,7 @@ class Agent:
             if pid > 0:
                 one.pid, one.state = pid, RUNNING
                 self.running[pid] = one
+                self.here += one.here
                 self.new_started.append(one)
                 self.next_look_ms = min(self.next_look_ms, one.started_ms + LOOK_MS)
                 if spec.timeout_ms is not None:
@@ -1569,6 +1594,7 @@ class Agent:
                 break
             one = self.running.pop(pid, None)
             if one is not None:
+                self.here -= one.here
                 try:  # now, while nobody else can have its number
                     send_group_signal(pid, signal.SIGKILL)
                 except OSError:
@@ -1611,7 +1637,7 @@ class Agent:
         if self.children_fd < 0:
             return set()
         children = self._children()
-        if len(children) == len(self.helpers):
+        if len(children) == len(self.helpers) + self.here:
             return set()
         self._adopt(children, ended)
         alive: Set[Attempt] = set()
@@ -1623,7 +1649,7 @@ class Agent:
         return alive
 
     def _children(self) -> List[bytes]:
-        """The children of this thread: helpers, and orphans of attempts; those of the others are attempts."""
+        """The children of this thread: helpers, orphans of attempts, and the attempts that it has started itself."""
         data = chunk = os.pread(self.children_fd, 1 << 16, 0)
         while len(chunk) > 2_048:  # the kernel gives a page at a time
             chunk = os.pread(self.children_fd, 1 << 16, len(data))

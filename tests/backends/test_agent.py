@@ -560,6 +560,24 @@ def test_an_agent_that_ends_leaves_the_socket_of_another_alone(host: Host) -> No
     other.close()
 
 
+def test_a_start_that_a_processor_is_free_for_needs_no_other_thread_and_its_tree_ends_with_it(host: Host) -> None:
+    host.start()
+    peer = host.ready()
+    left = host.logs.parent / "left"
+    detached = f"setsid sh -c 'echo $$ > {left}; exec sleep 60' & while [ ! -s {left} ]; do sleep 0.01; done"
+    peer.send(spec(f"case $AWS_BATCH_JOB_ARRAY_INDEX in 0);; 1) {detached};; 2) exec sleep 60;; esac"), launch(0))
+    assert peer.exits(1) == {0: (0, 0, None)}  # the first one shows that it is quick
+
+    peer.send(launch(2))
+    until(Path(f"/proc/{host.pid}/task/{host.pid}/children").read_text)
+    peer.send(launch(1))
+    assert peer.exits(1) == {1: (0, 0, None)}
+    assert not is_alive(int(left.read_text()))
+
+    peer.send({"t": "stop", "grace_ms": 60_000, "runs": [[JOB, 1, [2]]]})
+    assert peer.exits(1) == {2: (128 + 15, 0, None)}
+
+
 def test_a_child_that_hides_is_not_taken_for_another_attempts(host: Host) -> None:
     host.start()
     peer = host.ready()
