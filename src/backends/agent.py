@@ -1749,6 +1749,8 @@ class Agent:
         started = [one for one in begun if one.started_ms <= past]
         self.new_started = [one for one in begun if one.started_ms > past]
         exited, self.new_exited = self.new_exited, []
+        if exited and len(self.pending) <= self.report_at:
+            self.report_at = len(self.pending) // 2  # until more comes: it has been asked for
         if not started and not exited:
             return
         for start in range(0, max(len(exited), 1), REPORT_MAX):

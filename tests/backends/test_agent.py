@@ -6,6 +6,7 @@ import ast
 import contextlib
 import json
 import os
+import selectors
 import shutil
 import signal
 import socket
@@ -285,6 +286,29 @@ def test_exits_are_spooled_before_they_are_reported_and_again_until_acknowledged
     assert again.receive("settled")["absent"] == [[JOB, 1, [1]]]
     again.send({"t": "ack", "seq": report["seq"]}, {"t": "settle", "runs": [[JOB, 1, [0]]], "last": True})
     assert again.receive("settled")["absent"] == [[JOB, 1, [0]]]
+
+
+def test_while_more_is_on_its_way_exits_wait_until_half_of_what_is_left_has_begun(tmp_path: Path) -> None:
+    agent = agent_module.Agent(str(tmp_path), str(tmp_path / "a.sock"), socket.socket(socket.AF_UNIX), 0, 1_000)
+    agent.selector = selectors.DefaultSelector()
+    agent.recover()
+    ours, theirs = socket.socketpair()
+    connection = agent_module.Connection(agent, ours)
+    agent.on_spec(connection, {"id": 1, "command": ["true"]})
+    agent.on_launch(connection, launch(*range(16)))
+    reported_at: list[int] = []
+    while agent.pending:
+        one = agent.pending.popleft()
+        one.stopped_ms = agent.now_ms() + 60_000  # so that no exit waits too long
+        agent._ended(one)
+        if agent._is_news_due():
+            agent._flush()
+            reported_at.append(len(agent.pending))
+    connection.close()
+    theirs.close()
+    agent.listener.close()
+
+    assert reported_at == [8, 4, 2, 1, 0]
 
 
 def test_a_new_agent_reads_the_spool_of_a_killed_one_despite_a_torn_tail(host: Host) -> None:
