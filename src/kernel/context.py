@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 REASON_CHARS_MAX: Final = 1000
 AMOUNT_MAX: Final = 1 << 50
 """Of a host's vCPUs (milli) or memory (MiB)."""
+WHOLE: Final = frozenset((int,))
+WHOLE_OR_NONE: Final = frozenset((int, type(None)))
+"""Types of what a backend may report; a boolean is no number."""
 
 P = ParamSpec("P")
 
@@ -93,18 +96,18 @@ class Context:
 
         Raises ValueError, or what comes of it, for what the core cannot take.
         """
-        state = self._runtime.state
+        state, n = self._runtime.state, len(indexes)
         serial = state.ids.get(job_id)
-        if serial is None or not len(indexes):
+        if serial is None or not n:
             return None
-        job = state.jobs[serial]
-        lengths = {len(indexes), len(indexes if codes is None else codes), len(indexes if at_ms is None else at_ms)}
-        places = _places(job, indexes) if {*map(type, indexes)} == {int} and type(number) is int else None
+        places = _places(state.jobs[serial], indexes) if _are_whole(indexes) and type(number) is int else None
         if places is None:
             raise ValueError(f"attempt {number!r} of {job_id}, indexes {list(indexes)[:10]!r}")
-        if len(lengths) > 1 or (at_ms is not None and {*map(type, at_ms)} != {int}):
-            raise ValueError(f"{len(indexes)} attempts of {job_id} with other numbers of codes or times, or no times")
-        if codes is not None and not {*map(type, codes)} <= {int, type(None)}:
+        if (codes is not None and len(codes) != n) or (
+            at_ms is not None and (len(at_ms) != n or not _are_whole(at_ms))
+        ):
+            raise ValueError(f"{n} attempts of {job_id} with other numbers of codes or times, or no times")
+        if codes is not None and not WHOLE_OR_NONE.issuperset(map(type, codes)):
             raise ValueError(f"exit codes of {job_id} that are no numbers: {list(codes)[:10]!r}")
         return serial, places
 
@@ -287,11 +290,17 @@ class Context:
         self._runtime.when_handled(lambda error: acknowledge(self) if error is None else None, urgent=False)
 
 
+def _are_whole(values: Sequence[int]) -> bool:
+    """Whether what a backend gives as whole numbers are such, and no booleans."""
+    return type(values) is range or WHOLE.issuperset(map(type, values))
+
+
 def _places(job: JobRow, indexes: Sequence[int]) -> Sequence[int] | None:
     """The places of the children with these indexes; None if one of them is no child's."""
     own, size = job.indexes, job.children.size
     if own is None:
-        return indexes if min(indexes) >= 0 and max(indexes) < size else None
+        ends = (indexes[0], indexes[-1]) if type(indexes) is range else indexes
+        return indexes if min(ends) >= 0 and max(ends) < size else None
     places = [place_of(own, size, index) for index in indexes]
     found = [place for place in places if place is not None]
     return found if len(found) == len(places) else None

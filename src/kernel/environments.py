@@ -143,10 +143,12 @@ class Driver:
                 if not (self._todo or self._strays or self._forgotten or self._restart or self._stop):
                     self._wake.clear()
                     await self._wake.wait()
-                strays, self._strays = self._strays, []
-                await self._end(strays)
+                if self._strays:
+                    strays, self._strays = self._strays, []
+                    await self._end(strays)
                 await self._drain()
-                await self._forget()
+                if self._forgotten:
+                    await self._forget()
         finally:
             with anyio.CancelScope(shield=True):
                 await self._close()

@@ -169,7 +169,7 @@ class Children:
         if (source, target) not in WORK_EDGES:
             raise KernelBug(f"no transition for work from {STATUSES[source]} to {STATUSES[target]}")
         status, n = self.status, len(indexes)
-        if type(indexes) is range:
+        if n > 1 and type(indexes) is range:
             status[indexes.start : indexes.stop] = bytes((target,)) * n
         else:
             for i in indexes:
@@ -177,7 +177,7 @@ class Children:
         self.counts[source] -= n
         self.counts[target] += n
         if target == RUNNABLE and n:
-            lowest = indexes[0] if type(indexes) is range else min(indexes)
+            lowest = indexes[0] if n == 1 or type(indexes) is range else min(indexes)
             if lowest < self.cursor:
                 self.cursor = lowest
 
@@ -293,7 +293,7 @@ class Children:
 
 def fill(column: array[int], indexes: Sequence[int], value: int) -> None:
     """Give these rows of a column one value."""
-    if type(indexes) is range:
+    if len(indexes) > 1 and type(indexes) is range:
         column[indexes.start : indexes.stop] = array(column.typecode, [value]) * len(indexes)
     else:
         for i in indexes:

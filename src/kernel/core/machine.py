@@ -105,18 +105,18 @@ def handle(state: KernelState, item: Input, now_ms: int) -> Step:
 
 def _apply(state: KernelState, event: AnyEvent, step: Step) -> None:
     """Apply an event and all that follows from it, depth first, without recursion."""
-    pending: list[Iterator[AnyEvent]] = [iter((event,))]
-    while pending:
-        following = next(pending[-1], None)
-        if following is None:
-            pending.pop()
-            continue
+    pending: list[Iterator[AnyEvent]] = []
+    following: AnyEvent | None = event
+    while following is not None:
         evolve(state, following, state.now_ms)
         step.events.append(following)
         step.effects.extend(react(state, following))
         more = follow(state, following)
         if more is not None:
             pending.append(more)
+        following = None
+        while pending and (following := next(pending[-1], None)) is None:
+            pending.pop()
 
 
 def replay(state: KernelState, events: Iterable[AnyEvent], at_ms: int) -> None:
