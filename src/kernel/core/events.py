@@ -12,7 +12,6 @@ meaning is a new tag.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 from msgspec import Struct
@@ -392,6 +391,6 @@ def run_fields(indexes: Sequence[int]) -> tuple[int, int, Sequence[int] | None]:
     first = indexes[0]
     if n == 1:
         return first, first + 1, None
-    if indexes[-1] - first == n - 1 and all(b - a == 1 for a, b in pairwise(indexes)):
+    if indexes[-1] - first == n - 1 and list(indexes) == list(range(first, first + n)):
         return first, first + n, None
     return 0, 0, indexes

@@ -111,30 +111,39 @@ def decide_ended(state: KernelState, report: Ended) -> Iterator[AnyEvent]:
     status, number, n, own = job.children.status, job.children.number, report.number, _own(state, job, report)
     codes = report.codes if report.codes is not None else [0] * len(report.indexes)
     at_ms = report.at_ms if report.at_ms is not None else [state.now_ms] * len(report.indexes)
-    ended: dict[int, tuple[int, int]] = {}
-    for i, code, at in zip(report.indexes, codes, at_ms, strict=True):
-        if (status[i] == RUNNING or status[i] == STARTING) and number[i] == n and i not in ended and i in own:
-            ended[i] = (NO_CODE if code is None else _byte(code), at)
-    if not ended:
-        return
-    groups: dict[tuple[bool, Outcome], list[int]] = {}
     plain = report.kind is ExitKind.EXITED and report.reason is None and report.status_reason is None
-    for i, (code, _) in ended.items():
-        outcome = FINE if plain and code == 0 and not job.stopping else _outcome(state, job, i, code, report)
-        if outcome.status == RUNNABLE and n >= NUMBER_MAX:
-            outcome = outcome._replace(status=FAILED)
-        groups.setdefault((status[i] == STARTING, outcome), []).append(i)
+    plain = plain and not job.stopping
+    seen: set[int] = set()
+    groups: dict[tuple[bool, Outcome], tuple[list[int], list[int], list[int]]] = {}  # indexes, codes and times
+    for i, code, at in zip(report.indexes, codes, at_ms, strict=True):
+        was = status[i]
+        if (was != RUNNING and was != STARTING) or number[i] != n or i in seen or i not in own:
+            continue
+        seen.add(i)
+        if plain and code == 0:
+            kept, outcome = 0, FINE
+        else:
+            kept = NO_CODE if code is None else _byte(code)
+            outcome = _outcome(state, job, i, kept, report)
+            if outcome.status == RUNNABLE and n >= NUMBER_MAX:
+                outcome = outcome._replace(status=FAILED)
+        key = (was == STARTING, outcome)
+        group = groups.get(key)
+        if group is None:
+            group = groups[key] = [], [], []
+        group[0].append(i)
+        group[1].append(kept)
+        group[2].append(at)
     ordered = list(groups.items())
     if len(ordered) > 1:
         # What is tried again comes first: what FAILED may be the end of it all (max_failures).
         ordered.sort(key=lambda group: group[0][1].status == FAILED)
-    for (starting, outcome), indexes in ordered:
-        ages = _ages(state, job, [ended[i][1] for i in indexes])
+    for (starting, outcome), (indexes, kept_codes, times) in ordered:
+        ages = _ages(state, job, times)
         if starting and outcome.status == SUCCEEDED:
             # The exit overtook the start: an attempt that exits with 0 has run.
             yield AttemptsStarted(job.serial, *run_fields(indexes), n, ages)
-        found = [ended[i][0] for i in indexes]
-        same = found[0] if found.count(found[0]) == len(found) else found
+        same = kept_codes[0] if kept_codes.count(kept_codes[0]) == len(kept_codes) else kept_codes
         yield AttemptsEnded(
             job.serial,
             *run_fields(indexes),
