@@ -21,9 +21,13 @@ from typing import Final
 TOOLS: Final = {
     "airflow": ["apache-airflow==3.3.2", "apache-airflow-providers-amazon==9.39.0"],
     "luigi": ["luigi==3.8.1", "boto3"],
+    "metaflow": ["metaflow==2.19.39", "boto3", "requests", "moto[s3,server]==5.2.5"],
+    "redun": ["redun==0.44.1", "aiobotocore==2.25.2", "boto3==1.40.70", "s3fs==2025.10.0", "moto[s3,server]==5.2.5"],
 }
-"""The packages of each."""
+"""The packages of each; with no version of aiobotocore and boto3 said, pip does not come to an end for redun."""
 SAYS: Final = {"airflow": "before the end"}
+ROLES: Final = '[roles.tool]\nprincipal = "admin"\n'
+"""Of the server's configuration: jobs of some tools have a role, whose credentials they take to S3."""
 """What has to be in a tool's own output: the log of the job that failed."""
 RUN_S_MAX: Final = 300
 SCRIPTS: Final = Path(__file__).parent
@@ -45,9 +49,17 @@ class Server:
     """`anybatch serve` with local images, and the environment that its export lines make."""
 
     def __init__(self, folder: Path) -> None:
+        (folder / "aws.toml").write_text(ROLES)
         read, write = os.pipe()
         command = [sys.executable, "-m", "anybatch", "serve", "--bind", "127.0.0.1:0", "--images", "local"]
-        command += ["--journal", str(folder / "batch.db"), "--ready-fd", str(write)]
+        command += [
+            "--aws-config",
+            str(folder / "aws.toml"),
+            "--journal",
+            str(folder / "batch.db"),
+            "--ready-fd",
+            str(write),
+        ]
         self._out = folder / "out"
         with self._out.open("w") as out:
             self._process = subprocess.Popen(command, stdout=out, stderr=out, pass_fds=[write])

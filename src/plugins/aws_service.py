@@ -223,5 +223,6 @@ def _lines(front_end: AwsFrontEnd, options: argparse.Namespace) -> list[str]:
     return [
         f"AWS Batch API: {front_end.url}, profile {options.profile}, images {options.images}{limit}; {who}",
         "in a shell:",
+        "    unset AWS_SESSION_TOKEN",  # one of other keys would go with these, and be refused
         *(f"    {line}" for line in front_end.export_lines()),
     ]

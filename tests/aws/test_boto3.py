@@ -51,6 +51,17 @@ def test_a_single_job_from_submit_to_its_end(client: Any) -> None:
     assert abs(job["createdAt"] - time.time() * 1000) < 120_000
 
 
+def test_ev_2_a_job_sees_what_it_runs_on_and_nobody_reads_it_back(served: Served, client: Any) -> None:
+    print_it = ("sh", "-c", "echo $AWS_EXECUTION_ENV")
+    define(client, "plain", *print_it)
+    own = container(*print_it, environment=[{"name": "AWS_EXECUTION_ENV", "value": "x"}])
+    client.register_job_definition(jobDefinitionName="own", type="container", containerProperties=own)
+    for name, seen in (("plain", "AWS_ECS_EC2\n"), ("own", "x\n")):
+        job = ended(client, client.submit_job(jobName="j", jobQueue="q", jobDefinition=name)["jobId"])
+        assert served.run(served.kernel.read_logs(job["jobId"])).decode() == seen
+        assert [pair["value"] for pair in job["container"]["environment"]] == ([] if name == "plain" else ["x"])
+
+
 def test_rt_4_a_retried_job_lists_its_attempts(client: Any) -> None:
     define(client, "flaky", "sh", "-c", "test $AWS_BATCH_JOB_ATTEMPT -ge 3", retryStrategy={"attempts": 5})
     job = ended(client, client.submit_job(jobName="flaky", jobQueue="q", jobDefinition="flaky")["jobId"])

@@ -30,6 +30,8 @@ def test_with_no_configuration_it_can_be_used_at_once(tmp_path: Path) -> None:
         assert first[1] == "compute environment local: VALID, backend process"
         assert first[2] == "job queue default: ENABLED, over local"
         assert "profile aws-strict, images local; keys and policies: " in first[3]
+        told = service.out.splitlines()
+        assert told[told.index("in a shell:") + 1] == "    unset AWS_SESSION_TOKEN"
         client = service.client()
         client.register_job_definition(
             jobDefinitionName="hello", type="container", containerProperties=container("sh", "-c", "exit 9")

@@ -39,7 +39,8 @@ def check_source(headers: Mapping[str, str], hosts: frozenset[str], *, has_body:
         raise denied("Calls from web pages are not served")
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if has_body and content_type not in JSON_TYPES and not (forms and content_type == FORM_TYPE):
-        raise ApiError(f"The content type {content_type[:100]!r} is not served", status=415,
+        given = f"it is {content_type[:100]!r}" if content_type else "there is none"
+        raise ApiError(f"The Content-Type of a request is application/json: {given}", status=415,
                        code="UnsupportedMediaTypeException")  # fmt: skip
 
 

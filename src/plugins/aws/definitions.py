@@ -33,6 +33,8 @@ from .shapes_container import ContainerProperties, TaskContainerProperties, Volu
 
 DEFINITION_BYTES_MAX: Final = 24 * 1024
 """Of a RegisterJobDefinition request (JD-9)."""
+EXECUTION: Final = "AWS_EXECUTION_ENV"
+"""The variable by which programs know what they run on; ECS sets it, and it reads back nowhere (EV-2)."""
 NO_EFFECT: Final = frozenset((
     "jobRoleArn", "executionRoleArn", "taskRoleArn", "instanceType", "networkConfiguration",
     "fargatePlatformConfiguration", "enableExecuteCommand", "ephemeralStorage", "runtimePlatform",
@@ -89,7 +91,7 @@ async def register_job_definition(api: Api, call: Call, request: RegisterJobDefi
         request.jobDefinitionName,
         command=command or (NO_COMMAND if spec is None else None),
         container=spec,
-        environment=environment,
+        environment={EXECUTION: "AWS_ECS_FARGATE" if fargate else "AWS_ECS_EC2", **environment},
         parameters=request.parameters,
         retry=kernel_retry(request.retryStrategy) or 1,
         timeout=check_timeout(request.timeout, strict=strict),
