@@ -22,9 +22,12 @@ TOOLS: Final = {
     "airflow": ["apache-airflow==3.3.2", "apache-airflow-providers-amazon==9.39.0"],
     "luigi": ["luigi==3.8.1", "boto3"],
     "metaflow": ["metaflow==2.19.39", "boto3", "requests", "moto[s3,server]==5.2.5"],
-    "redun": ["redun==0.44.1", "aiobotocore==2.25.2", "boto3==1.40.70", "s3fs==2025.10.0", "moto[s3,server]==5.2.5"],
-}
-"""The packages of each; with no version of aiobotocore and boto3 said, pip does not come to an end for redun."""
+    "redun": [
+        "redun==0.44.1", "aiobotocore==2.25.2", "awscli==1.42.70", "boto3==1.40.70", "botocore==1.40.70",
+        "s3fs==2025.10.0", "moto[s3,server]==5.2.5",
+    ],
+}  # fmt: skip
+"""The packages of each; pip looks for minutes, or without end, for those of redun if their versions are not said."""
 SAYS: Final = {"airflow": "before the end"}
 ROLES: Final = '[roles.tool]\nprincipal = "admin"\n'
 """Of the server's configuration: jobs of some tools have a role, whose credentials they take to S3."""
