@@ -82,7 +82,7 @@ def spoil_cursor(state: KernelState) -> None:
 
 
 def spoil_stopping(state: KernelState) -> None:
-    state.jobs[2].stopping[4] = Stop(StopKind.TERMINATE, None)
+    state.jobs[2].stopping = {4: Stop(StopKind.TERMINATE, None)}
 
 
 def spoil_number(state: KernelState) -> None:
@@ -155,7 +155,7 @@ def spoil_free_memory(state: KernelState) -> None:
 
 
 def spoil_gpus_given_twice(state: KernelState) -> None:
-    state.jobs[2].gpus[1] = (0,)
+    state.jobs[2].gpus = {**state.jobs[2].gpus, 1: (0,)}
 
 
 def spoil_free_gpus(state: KernelState) -> None:
@@ -175,7 +175,8 @@ def spoil_names(state: KernelState) -> None:
 
 
 def spoil_snapshot(state: KernelState) -> None:
-    state.jobs[2].children.reasons.append(ORDINARY)
+    children = state.jobs[2].children
+    children.reasons = [*children.reasons, ORDINARY]
 
 
 SPOILT: list[tuple[Spoil, str]] = [
@@ -274,7 +275,7 @@ def snapshots_forget_uncounted_attempts(patch: pytest.MonkeyPatch) -> None:
 
     def forgetful(kept: Any) -> JobRow:
         job = row(kept)
-        job.uncounted.clear()
+        job.uncounted = {}
         return job
 
     patch.setattr(snapshot, "_row", forgetful)

@@ -467,7 +467,7 @@ def test_attempts_in_all_have_a_bound() -> None:
     job = rig.submit(attempts=3)
     rig.run(job, code=1)
     row = rig.job(job)
-    row.children.number[0], row.uncounted[0] = NUMBER_MAX - 1, NUMBER_MAX - 2
+    row.children.number[0], row.uncounted = NUMBER_MAX - 1, {0: NUMBER_MAX - 2}
     rig.place()
     rig.exit(job, code=1)
     assert rig.status(job) == "FAILED"

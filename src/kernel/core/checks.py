@@ -16,6 +16,7 @@ NAME_CHARS_MAX: Final = 128
 JOB_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 RESOURCE_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 PLACEHOLDER: Final = re.compile(r"Ref::([A-Za-z0-9_-]+)")
+PLACEHOLDER_BEGINS: Final = "Ref::"
 PATTERN_CHARS_MAX: Final = 512
 HOST_LOST_RETRIES_MAX: Final = 1000
 REASON_PATTERN: Final = re.compile(r"[0-9A-Za-z.:\s]*\*?")
@@ -180,16 +181,25 @@ def substitute(command: tuple[str, ...], parameters: Mapping[str, str]) -> tuple
             raise InvalidValue(f"parameters.{name}", None, allowed)
         return parameters[name]
 
+    if not any(PLACEHOLDER_BEGINS in word for word in command):
+        return command
     return tuple(PLACEHOLDER.sub(value, word) for word in command)
+
+
+def _laid_over(below: Mapping[str, str], above: Mapping[str, str]) -> Mapping[str, str]:
+    """Both, `above` first; one of them itself where the other adds nothing, as nobody changes them."""
+    if not above:
+        return below
+    return {**below, **above} if below else above
 
 
 def merge(body: DefinitionBody, overrides: Overrides, definition: str | None) -> JobSpec:
     """A submit's overrides laid over a definition, with parameters put in (SJ-5, PA-1..PA-6)."""
-    parameters = {**body.parameters, **overrides.parameters}
+    parameters = _laid_over(body.parameters, overrides.parameters)
     return JobSpec(
         command=substitute(body.command if overrides.command is None else overrides.command, parameters),
         script=body.script if overrides.script is None else overrides.script,
-        environment={**body.environment, **overrides.environment},
+        environment=_laid_over(body.environment, overrides.environment),
         parameters=parameters,
         vcpus_milli=body.vcpus_milli if overrides.vcpus_milli is None else overrides.vcpus_milli,
         memory_mib=body.memory_mib if overrides.memory_mib is None else overrides.memory_mib,
@@ -198,7 +208,7 @@ def merge(body: DefinitionBody, overrides: Overrides, definition: str | None) ->
         timeout_ms=body.timeout_ms if overrides.timeout_ms is None else overrides.timeout_ms,
         workdir=body.workdir if overrides.workdir is None else overrides.workdir,
         scratch=body.scratch if overrides.scratch is None else overrides.scratch,
-        tags=dict(overrides.tags),
+        tags=overrides.tags,
         scheduling_priority=(
             body.scheduling_priority if overrides.scheduling_priority is None else overrides.scheduling_priority
         ),

@@ -52,6 +52,7 @@ class Cause(NamedTuple):
 
 
 ORDINARY: Final = Cause()
+ORDINARY_ONLY: Final = (ORDINARY,)
 
 
 class PastAttempt(NamedTuple):
@@ -153,9 +154,8 @@ class Children:
         self.started: array[int] | None = None
         self.stopped: array[int] | None = None
         self.reason: array[int] | None = None
-        self.reasons: list[Cause] = []
-        self._reason_ids: dict[Cause, int] = {}
-        self.reason_id(ORDINARY)
+        self.reasons: Sequence[Cause] = ORDINARY_ONLY
+        self._reason_ids: dict[Cause, int] | None = None
         self.history: History | None = None
 
     # -- status ---------------------------------------------------------------------------------
@@ -237,13 +237,19 @@ class Children:
 
     def reason_id(self, reason: Cause) -> int:
         """The small number that stands for a reason in this job's column."""
-        known = self._reason_ids.get(reason)
+        if reason == ORDINARY:
+            return 0
+        if self._reason_ids is None:
+            self._reason_ids = {ORDINARY: 0}
+        ids = self._reason_ids
+        known = ids.get(reason)
         if known is None and len(self.reasons) >= REASONS_MAX:
             reason = Cause(None, REASON_OVERFLOW)
-            known = self._reason_ids.get(reason)
+            known = ids.get(reason)
         if known is None:
-            known = self._reason_ids[reason] = len(self.reasons)
-            self.reasons.append(reason)
+            known = ids[reason] = len(self.reasons)
+            self.reasons = reasons = self.reasons if isinstance(self.reasons, list) else list(self.reasons)
+            reasons.append(reason)
         return known
 
     def set_reason(self, indexes: Sequence[int], reason: Cause) -> None:

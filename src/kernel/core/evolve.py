@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from .children import ORDINARY, Cause, fill
@@ -57,6 +57,7 @@ from .state import (
     NameRow,
     QueueRow,
     Stop,
+    writable,
 )
 from .states import FAILED, PENDING, RUNNABLE, RUNNING, STARTING, STATUSES, Kind, Trigger, next_status
 from .tags import put_tags
@@ -251,7 +252,8 @@ def _cancel_requested(job: JobRow, event: CancelRequested) -> None:
         job.cancelled = job.cancelled or not event.terminate
         job.terminated = job.terminated or event.terminate
     else:
-        job.flags[event.index] = event.terminate or job.flags.get(event.index, False)
+        job.flags = flags = writable(job.flags)
+        flags[event.index] = event.terminate or flags.get(event.index, False)
     if event.terminate:
         status = job.children.status
         live = job.live() if event.index is None else [i for i in (event.index,) if status[i] in (STARTING, RUNNING)]
@@ -260,9 +262,12 @@ def _cancel_requested(job: JobRow, event: CancelRequested) -> None:
 
 def _stop(job: JobRow, indexes: Sequence[int], stop: Stop) -> None:
     """The first reason to end an attempt stays, but for the kernel's own closing: after that the job would go on."""
+    stopping = writable(job.stopping)
     for i in indexes:
-        if i not in job.stopping or job.stopping[i].kind is StopKind.SHUTDOWN:
-            job.stopping[i] = stop
+        if i not in stopping or stopping[i].kind is StopKind.SHUTDOWN:
+            stopping[i] = stop
+    if stopping:
+        job.stopping = stopping
 
 
 def _children_ended(state: KernelState, job: JobRow, indexes: Sequence[int], status: int) -> None:
@@ -279,7 +284,7 @@ def _job_ended(state: KernelState, job: JobRow, status: int) -> None:
     if queue is not None:
         del queue.unfinished[job.serial]
     state.unfinished -= 1
-    job.parked.clear()
+    job.parked = None
     whole_ended(state, job, status)
     let_go(state, job)
 
@@ -295,8 +300,9 @@ def _attempts_placed(state: KernelState, event: AttemptsPlaced, at_ms: int) -> N
     fill(children.hosts(), indexes, event.host)
     host = state.hosts[event.host]
     if event.gpus is not None:
+        job.gpus = gpus = writable(job.gpus)
         for i, devices in zip(indexes, event.gpus, strict=True):
-            job.gpus[i] = tuple(devices)
+            gpus[i] = tuple(devices)
             for device in devices:
                 host.free_gpus.remove(device)
     if host.lookahead and (room := host.fits(job.shape, n)) < n and event.gpus is None:
@@ -381,8 +387,9 @@ def _attempts_ended(state: KernelState, event: AttemptsEnded, at_ms: int) -> Non
     if cause != ORDINARY or children.reason is not None:
         children.set_reason(indexes, cause)
     if job.stopping:
+        stopping = writable(job.stopping)
         for i in indexes:
-            job.stopping.pop(i, None)
+            stopping.pop(i, None)
     job.touched_ms = at_ms
     _note_duration(state, job, indexes[0])
     if target == RUNNABLE:
@@ -418,16 +425,21 @@ _BUDGETS: Final[dict[str | None, str]] = {FailureClass.HOST_LOST: "lost", Failur
 """Where it is counted what has a budget of its own."""
 
 
+def _counted(counts: Mapping[int, int], indexes: Sequence[int]) -> dict[int, int]:
+    """One more for each of these."""
+    found = writable(counts)
+    for i in indexes:
+        found[i] = found.get(i, 0) + 1
+    return found
+
+
 def _retry(state: KernelState, job: JobRow, indexes: Sequence[int], *, counts: bool, failure: str | None) -> None:
     job.children.archive(indexes)
     if not counts:
-        for i in indexes:
-            job.uncounted[i] = job.uncounted.get(i, 0) + 1
-        kept = _BUDGETS.get(failure)
-        if kept is not None:
-            spent: dict[int, int] = getattr(job, kept)
-            for i in indexes:
-                spent[i] = spent.get(i, 0) + 1
+        job.uncounted = _counted(job.uncounted, indexes)
+        budget = _BUDGETS.get(failure)
+        if budget is not None:
+            setattr(job, budget, _counted(getattr(job, budget), indexes))
     queue = state.queues.get(job.queue)
     if queue is not None:
         lane = queue.lane(job.shape)
@@ -454,9 +466,10 @@ def _free(state: KernelState, job: JobRow, indexes: Sequence[int], n: int) -> No
         for i in indexes:
             per_host[hosts[i]] = per_host.get(hosts[i], 0) + 1
     if job.gpus:
+        gpus = writable(job.gpus)
         for i in indexes:
             host = state.hosts.get(hosts[i])
-            devices = job.gpus.pop(i, ())
+            devices = gpus.pop(i, ())
             if host is not None:
                 host.free_gpus = sorted({*host.free_gpus, *devices} & set(host.gpus))
     for serial, count in per_host.items():

@@ -161,8 +161,11 @@ class Shape(NamedTuple):
     container: tuple[str, ...] = ()
 
 
-class JobSpec(Struct, frozen=True, kw_only=True):
-    """What a job runs, with everything resolved at submit; shared by all its children and attempts."""
+class JobSpec(Struct, frozen=True, kw_only=True, gc=False):
+    """What a job runs, with everything resolved at submit; shared by all its children and attempts.
+
+    Its values are plain and lead back to nothing, so that the garbage collector need not look at them.
+    """
 
     command: tuple[str, ...] = ()
     script: str | None = None

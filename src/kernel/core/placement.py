@@ -139,7 +139,8 @@ def _head_key(state: KernelState, lane: Lane) -> tuple[int, int] | None:
         if job is not None and job.still_waits(turn, index, number):
             if job.room(1):
                 return (0, turn)
-            heapq.heappush(job.parked, (turn, index, number))
+            job.parked = parked = job.parked or []
+            heapq.heappush(parked, (turn, index, number))
         heapq.heappop(front)
     while lane.jobs:
         job = state.jobs.get(lane.jobs[0])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from .children import ORDINARY
 from .model import DependencyType, On
 from .retention import refer
-from .state import JobRow, KernelState
+from .state import JobRow, KernelState, writable
 from .states import FAILED, PENDING
 from .waits import is_answered, look
 
@@ -17,7 +17,9 @@ def reopen_work(state: KernelState, job: JobRow, indexes: Sequence[int], at_ms: 
     children, number = job.children, job.children.number
     tried = [i for i in indexes if number[i]]
     waited = [i for i in tried if children.is_archived(i)]
-    job.reopened.update(dict.fromkeys(waited, state.turn))
+    if waited:
+        job.reopened = reopened = writable(job.reopened)
+        reopened.update(dict.fromkeys(waited, state.turn))
     children.archive(sorted(set(tried) - set(waited)) if waited else tried)
     _keep_answers(state, job, indexes)
     if job.size is None:
@@ -26,13 +28,15 @@ def reopen_work(state: KernelState, job: JobRow, indexes: Sequence[int], at_ms: 
     if children.reason is not None:
         children.set_reason(indexes, ORDINARY)
     _, stopped = children.times()
+    uncounted, lost, checkpoints, flags = map(writable, (job.uncounted, job.lost, job.checkpoints, job.flags))
     for i in indexes:
         stopped[i] = 0
         if number[i]:
-            job.uncounted[i] = number[i]
-        job.lost.pop(i, None)
-        job.checkpoints.pop(i, None)
-        job.flags.pop(i, None)
+            uncounted[i] = number[i]
+        lost.pop(i, None)
+        checkpoints.pop(i, None)
+        flags.pop(i, None)
+    job.uncounted = uncounted
     job.cancelled = job.terminated = False
     job.stopped, job.failures = None, 0
     job.reruns += 1
@@ -62,4 +66,5 @@ def _keep_answers(state: KernelState, job: JobRow, indexes: Sequence[int]) -> No
         if not other.ended and not is_answered(other, n):
             waiting = [i for i in indexes if other.children.status[i] == PENDING]
             if waiting:
-                other.children_answered.setdefault(n, set()).update(waiting)
+                other.children_answered = answered = writable(other.children_answered)
+                answered.setdefault(n, set()).update(waiting)

@@ -7,6 +7,7 @@ functions that keep them in step. Equal states give equal bytes.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -31,6 +32,7 @@ from .retention import expect, refer
 from .state import (
     LOOKAHEAD_US,
     MEMORY_UNCOUNTED,
+    NOTHING,
     DefinitionRow,
     EnvironmentRow,
     HostRow,
@@ -86,7 +88,7 @@ class _Job(Struct, array_like=True):
     number: memoryview
     code: memoryview
     columns: list[memoryview | None]
-    reasons: list[Cause]
+    reasons: Sequence[Cause]
     history: list[memoryview] | None
     long: list[tuple[int, int]]
     answered: int | str = 0
@@ -308,11 +310,12 @@ def _row(kept: _Job) -> JobRow:
     ):  # fmt: skip
         setattr(job, name, getattr(kept, name))
     job.answered = int(kept.answered, 16) if isinstance(kept.answered, str) else kept.answered
-    job.stopping = {i: Stop(StopKind(kind), reason) for i, kind, reason in kept.stopping}
-    job.gpus, job.uncounted = dict(kept.gpus), dict(kept.uncounted)
-    job.lost, job.checkpoints, job.flags = dict(kept.lost), dict(kept.checkpoints), dict(kept.flags)
+    job.stopping = {i: Stop(StopKind(kind), reason) for i, kind, reason in kept.stopping} or NOTHING
+    job.gpus, job.uncounted = dict(kept.gpus) or NOTHING, dict(kept.uncounted) or NOTHING
+    job.lost, job.checkpoints = dict(kept.lost) or NOTHING, dict(kept.checkpoints) or NOTHING
+    job.flags = dict(kept.flags) or NOTHING
     job.indexes = kept_indexes(kept.indexes)
-    job.children_answered = {n: set(found) for n, found in kept.children_answered}
+    job.children_answered = {n: set(found) for n, found in kept.children_answered} or NOTHING
     job.children = _children(kept)
     return job
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, TypeVar
 
 from .children import Children
 from .indexes import Indexes, shown
@@ -27,10 +28,21 @@ from .model import (
 )
 from .states import RUNNABLE, RUNNING, STARTING, STATUSES, SUBMITTED, SUCCEEDED, JobStatus
 
+K = TypeVar("K")
+V = TypeVar("V")
+
 LOOKAHEAD_US: Final = 50_000
 """How much work a host may hold beyond its capacity: so little that nobody waits for it noticeably."""
 MEMORY_UNCOUNTED: Final = 1 << 50
 """MiB offered by a host whose memory is not counted."""
+NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
+"""What a job notes of few of its children, or of few jobs, before there is anything: one for all, since what is made
+for each of many jobs costs memory and the garbage collector's time."""
+
+
+def writable(found: Mapping[K, V]) -> dict[K, V]:
+    """`found` to write into, or a new dict in its place if it is NOTHING."""
+    return found if isinstance(found, dict) else {}
 
 
 class Stop(NamedTuple):
@@ -88,9 +100,9 @@ class JobRow:
         """How many unfinished jobs name it in their `depends_on`, an entry counted once each."""
         self.answered = 0
         """Bit n: entry n of `depends_on` has been answered, and is not asked again."""
-        self.children_answered: dict[int, set[int]] = {}
+        self.children_answered: Mapping[int, set[int]] = NOTHING
         """Per N_TO_N entry: children for which it was answered by a failure that is no more (sparse)."""
-        self.reopened: dict[int, int] = {}
+        self.reopened: Mapping[int, int] = NOTHING
         """Children that FAILED while they were to be tried again, with the turn at their rerun: entries up to it are
         out of date."""
         self.reruns = 0
@@ -99,21 +111,21 @@ class JobRow:
         """(place in `depends_on`, job, which end) of each N_TO_N entry."""
         self.sequential: On | None = None
         """After which end of a child the next one goes on; None: they do not wait for each other."""
-        self.dependents: dict[tuple[int, int], None] = {}
+        self.dependents: Mapping[tuple[int, int], None] = NOTHING
         """(job, place in its `depends_on`) of each entry that names this job as a whole, or N_TO_N."""
-        self.child_dependents: dict[int, dict[tuple[int, int], None]] = {}
+        self.child_dependents: Mapping[int, dict[tuple[int, int], None]] = NOTHING
         """The same by child, for those that name one."""
-        self.stopping: dict[int, Stop] = {}
-        self.gpus: dict[int, tuple[int, ...]] = {}
-        self.uncounted: dict[int, int] = {}
+        self.stopping: Mapping[int, Stop] = NOTHING
+        self.gpus: Mapping[int, tuple[int, ...]] = NOTHING
+        self.uncounted: Mapping[int, int] = NOTHING
         """Attempts per child that are not held against its retry strategy."""
-        self.lost: dict[int, int] = {}
+        self.lost: Mapping[int, int] = NOTHING
         """Those of them that were lost with their host."""
-        self.checkpoints: dict[int, int] = {}
+        self.checkpoints: Mapping[int, int] = NOTHING
         """Those of them that ended with one of `checkpoint_exit_codes`."""
-        self.parked: list[tuple[int, int, int]] = []
+        self.parked: list[tuple[int, int, int]] | None = None
         """A heap of (turn, index, attempt number so far): retried work that `max_running` keeps out of its lane."""
-        self.flags: dict[int, bool] = {}
+        self.flags: Mapping[int, bool] = NOTHING
         """Children cancelled (False) or terminated (True) one by one."""
 
     @property
@@ -186,7 +198,7 @@ class Lane:
 
     def take_back(self, job: JobRow) -> None:
         """The job may run more children again: it and as much of its retried work return to where they stood."""
-        room = job.room(len(job.parked))
+        room = job.room(len(job.parked)) if job.parked else 0
         while room and job.parked:
             turn, index, number = heapq.heappop(job.parked)
             if job.still_waits(turn, index, number):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from .model import PLAIN, TEXT_DEPENDENCY_FAILED, TEXT_NOT_NEEDED, Dependency, DependencyType, On
-from .state import JobRow, KernelState
+from .state import JobRow, KernelState, writable
 from .states import FAILED, SUCCEEDED
 
 
@@ -56,9 +56,11 @@ def link(state: KernelState, job: JobRow) -> None:
         if other is None:
             continue  # forgotten, as only what an ended job depended on can be
         if dependency.index is not None:
-            other.child_dependents.setdefault(dependency.index, {})[job.serial, n] = None
+            other.child_dependents = named = writable(other.child_dependents)
+            named.setdefault(dependency.index, {})[job.serial, n] = None
         else:
-            other.dependents[job.serial, n] = None
+            other.dependents = whole = writable(other.dependents)
+            whole[job.serial, n] = None
     job.n_to_n = tuple(n_to_n)
 
 
@@ -69,12 +71,13 @@ def unlink(state: KernelState, job: JobRow) -> None:
         if other is None:
             continue
         if dependency.index is None:
-            other.dependents.pop((job.serial, n), None)
+            writable(other.dependents).pop((job.serial, n), None)
         else:
-            waiting = other.child_dependents[dependency.index]
+            named = writable(other.child_dependents)
+            waiting = named[dependency.index]
             waiting.pop((job.serial, n), None)
             if not waiting:
-                del other.child_dependents[dependency.index]
+                del named[dependency.index]
 
 
 def look(state: KernelState, job: JobRow) -> None:
