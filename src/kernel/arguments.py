@@ -133,13 +133,11 @@ def flag(field: str, value: object) -> bool:
     return value
 
 
-def on_max_failures(value: object) -> OnMaxFailures | None:
-    """What becomes of an array that has had `max_failures`, or None."""
-    if value is None:
-        return None
+def on_max_failures(field: str, value: object) -> OnMaxFailures:
+    """What becomes of an array that has had `max_failures`."""
     if value not in tuple(OnMaxFailures):
         allowed = "it is 'cancel' (what runs goes on), or 'terminate' (what runs is stopped too)"
-        raise InvalidValue("on_max_failures", value, allowed)
+        raise InvalidValue(field, value, allowed)
     return OnMaxFailures(str(value))
 
 
@@ -191,11 +189,23 @@ def metadata(field: str, value: object) -> dict[str, Any]:
     return plain
 
 
+def json_object(field: str, value: object) -> bytes:
+    """A mapping of names to plain values, as JSON; None is an empty one."""
+    if value is None:
+        return b"{}"
+    if not isinstance(value, Mapping):
+        raise InvalidValue(field, value, "it maps names to plain values")
+    try:
+        return msgspec.json.encode(value if isinstance(value, dict) else dict(value))
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as e:
+        raise InvalidValue(field, dict(value), f"it holds what JSON can: {e}") from e
+
+
 def names(field: str, value: object) -> tuple[str, ...]:
     """A sequence of str."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
         raise InvalidValue(field, value, "it is a list of names")
-    return tuple(text(f"{field}[{n}]", entry) for n, entry in enumerate(value))
+    return tuple([text(f"{field}[{n}]", entry) for n, entry in enumerate(value)])
 
 
 def command(field: str, value: object) -> tuple[str, ...]:
@@ -320,13 +330,11 @@ def script(field: str, value: object) -> str:
     return body
 
 
-def workdir(value: object) -> str | None:
-    """A folder's path, or None."""
-    if value is None:
-        return None
-    found = text("workdir", os.fspath(value) if isinstance(value, os.PathLike) else value)
+def workdir(field: str, value: object) -> str:
+    """A folder's path."""
+    found = text(field, os.fspath(value) if isinstance(value, os.PathLike) else value)
     if "\0" in found:
-        raise InvalidValue("workdir", value, "a path has no zero byte")
+        raise InvalidValue(field, value, "a path has no zero byte")
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import sqlite3
 import time
@@ -73,7 +74,7 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AuditCall(NamedTuple):
-    """What `Audit.record` is told of a call. Times in epoch milliseconds."""
+    """What `Audit.record` is told of a call, as a row of the file. Times in epoch milliseconds, `detail` JSON."""
 
     at_ms: int
     front_end: str
@@ -82,7 +83,7 @@ class AuditCall(NamedTuple):
     request_id: str
     read_only: bool
     error_code: str | None
-    detail: Mapping[str, Any]
+    detail: bytes
 
 
 class Audit:
@@ -109,6 +110,9 @@ class Audit:
         Raises:
             JournalError: it cannot be written, or there is no room for more that cannot.
         """
+        if len(call.detail) > DETAIL_BYTES_MAX:
+            text = f"the detail has {len(call.detail)} bytes, more than {DETAIL_BYTES_MAX}"
+            call = call._replace(detail=msgspec.json.encode({"omitted": text}))
         while len(self._waiting) >= BUFFER_MAX:
             await self._flush()
         self._waiting.append(call)
@@ -173,12 +177,8 @@ class Audit:
         try:
             for at in range(0, len(calls), ROWS):
                 some = calls[at : at + ROWS]
-                values = [
-                    value
-                    for call in some
-                    for value in (*call[:5], int(call.read_only), call.error_code, _encoded(call.detail))
-                ]
                 places = ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?)"] * len(some))
+                values = list(itertools.chain.from_iterable(some))
                 db.execute(f"INSERT INTO call ({_COLUMNS}) VALUES {places}", values)  # noqa: S608 - our own
             db.execute("COMMIT")
         except BaseException:
@@ -273,13 +273,6 @@ class Audit:
         db, self._db = self._db, None
         if db is not None:
             db.close()
-
-
-def _encoded(detail: Mapping[str, Any]) -> bytes:
-    data = msgspec.json.encode(detail)
-    if len(data) > DETAIL_BYTES_MAX:
-        return msgspec.json.encode({"omitted": f"the detail has {len(data)} bytes, more than {DETAIL_BYTES_MAX}"})
-    return data
 
 
 def _size(db: sqlite3.Connection) -> int:

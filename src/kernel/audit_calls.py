@@ -43,7 +43,7 @@ class AuditCalls(Calls):
             request_id=args.text("request_id", request_id),
             read_only=args.flag("read_only", read_only),
             error_code=args.optional_text("error_code", error_code),
-            detail=args.metadata("detail", detail),
+            detail=args.json_object("detail", detail),
         )
         await self._audit.record(call)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 from . import arguments as args
 from .array_arguments import array_of
@@ -14,6 +14,7 @@ from .core.errors import InvalidValue
 from .core.inputs import SubmitJob
 from .core.model import (
     MAX_CHECKPOINTS,
+    NO_OVERRIDES,
     RETAIN_FAILED_MS,
     RETAIN_SUCCEEDED_MS,
     DefinitionBody,
@@ -62,7 +63,7 @@ def definition(
         gpus=args.whole("gpus", gpus),
         retry=args.retry("retry", retry),
         timeout_ms=None if timeout is None else args.milliseconds("timeout", timeout),
-        workdir=args.workdir(workdir),
+        workdir=None if workdir is None else args.workdir("workdir", workdir),
         scratch=args.flag("scratch", scratch),
         container=make_container(image, container),
         tags=args.texts("tags", tags),
@@ -70,11 +71,40 @@ def definition(
         metadata=args.metadata("metadata", metadata),
         max_running=args.optional_whole("max_running", max_running),
         max_failures=args.optional_whole("max_failures", max_failures),
-        on_max_failures=args.on_max_failures(on_max_failures) or OnMaxFailures.CANCEL,
+        on_max_failures=(
+            OnMaxFailures.CANCEL
+            if on_max_failures is None
+            else args.on_max_failures("on_max_failures", on_max_failures)
+        ),
         role=args.optional_text("role", role),
         checkpoint_exit_codes=args.exit_codes("checkpoint_exit_codes", checkpoint_exit_codes) or (),
         max_checkpoints=MAX_CHECKPOINTS if max_checkpoints is None else args.whole("max_checkpoints", max_checkpoints),
     )
+
+
+_OVERRIDES: Final[Sequence[tuple[str, str, Callable[[str, Any], Any]]]] = (
+    ("command", "command", args.command),
+    ("script", "script", args.script),
+    ("environment", "environment", args.texts),
+    ("parameters", "parameters", args.texts),
+    ("vcpus", "vcpus_milli", args.milli),
+    ("memory", "memory_mib", args.mebibytes),
+    ("gpus", "gpus", args.whole),
+    ("retry", "retry", args.retry),
+    ("timeout", "timeout_ms", args.milliseconds),
+    ("workdir", "workdir", args.workdir),
+    ("scratch", "scratch", args.flag),
+    ("tags", "tags", args.texts),
+    ("scheduling_priority", "scheduling_priority", args.whole),
+    ("metadata", "metadata", args.metadata),
+    ("max_running", "max_running", args.whole),
+    ("max_failures", "max_failures", args.whole),
+    ("on_max_failures", "on_max_failures", args.on_max_failures),
+    ("role", "role", args.text),
+    ("checkpoint_exit_codes", "checkpoint_exit_codes", args.exit_codes),
+    ("max_checkpoints", "max_checkpoints", args.whole),
+)
+"""What a submit may give beside its container: the keyword, the field that it fills, and how it is taken."""
 
 
 def submission(
@@ -111,29 +141,19 @@ def submission(
     max_checkpoints: Any = None,
 ) -> SubmitJob:
     """A job's; see `Kernel.submit_job`."""
-    overrides = Overrides(
-        command=None if command is None else args.command("command", command),
-        script=None if script is None else args.script("script", script),
-        environment=args.texts("environment", environment),
-        parameters=args.texts("parameters", parameters),
-        vcpus_milli=None if vcpus is None else args.milli("vcpus", vcpus),
-        memory_mib=None if memory is None else args.mebibytes("memory", memory),
-        gpus=args.optional_whole("gpus", gpus),
-        retry=None if retry is None else args.retry("retry", retry),
-        timeout_ms=None if timeout is None else args.milliseconds("timeout", timeout),
-        workdir=args.workdir(workdir),
-        scratch=None if scratch is None else args.flag("scratch", scratch),
-        container=make_container(image, container),
-        tags=args.texts("tags", tags),
-        scheduling_priority=args.optional_whole("scheduling_priority", scheduling_priority),
-        metadata=args.metadata("metadata", metadata),
-        max_running=args.optional_whole("max_running", max_running),
-        max_failures=args.optional_whole("max_failures", max_failures),
-        on_max_failures=args.on_max_failures(on_max_failures),
-        role=args.optional_text("role", role),
-        checkpoint_exit_codes=args.exit_codes("checkpoint_exit_codes", checkpoint_exit_codes),
-        max_checkpoints=args.optional_whole("max_checkpoints", max_checkpoints),
-    )
+    given = (
+        command, script, environment, parameters, vcpus, memory, gpus, retry, timeout, workdir, scratch, tags,
+        scheduling_priority, metadata, max_running, max_failures, on_max_failures, role, checkpoint_exit_codes,
+        max_checkpoints,
+    )  # fmt: skip
+    overrides = NO_OVERRIDES
+    if image is not None or container is not None or given.count(None) < len(given):
+        found = {
+            field: convert(keyword, value)
+            for (keyword, field, convert), value in zip(_OVERRIDES, given, strict=True)
+            if value is not None
+        }
+        overrides = Overrides(container=make_container(image, container), **found)
     size, indexes = array_of(array_size, array)
     return SubmitJob(
         job_id=job_id,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import secrets
-import uuid
-from typing import Protocol
+from typing import Final, Protocol
+
+_VERSION_4: Final = 0x4000_8000_0000_0000_0000
+_OTHERS: Final = ~0xF000_C000_0000_0000_0000
+"""The bits of a UUID that do not say of which version and variant it is."""
 
 
 class IdSource(Protocol):
@@ -24,4 +28,5 @@ class RandomIds:
         return secrets.token_hex(6)
 
     def job_id(self) -> str:
-        return str(uuid.uuid4())
+        digits = f"{int.from_bytes(os.urandom(16)) & _OTHERS | _VERSION_4:032x}"
+        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

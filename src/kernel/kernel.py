@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -92,6 +92,19 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
         """Return self, or raise JobFailed if the job FAILED."""
         self.job.raise_for_status()
         return self
+
+
+class _ActingAs(contextlib.AbstractContextManager[None]):
+    """What `Kernel.acting_as` returns. (Not a generator's context: front ends enter one per call.)"""
+
+    def __init__(self, caller: tuple[str, str | None]) -> None:
+        self._caller = caller
+
+    def __enter__(self) -> None:
+        self._token = CALLER.set(self._caller)
+
+    def __exit__(self, *_: object) -> None:
+        CALLER.reset(self._token)
 
 
 class Kernel(JobCalls, ResourceCalls, HostCalls, JournalCalls, AuditCalls):
@@ -335,15 +348,9 @@ class Kernel(JobCalls, ResourceCalls, HostCalls, JournalCalls, AuditCalls):
             if driver.backend is not None and (mode == "stop" or not driver.backend.capabilities.reattach)
         ]
 
-    @contextlib.contextmanager
-    def acting_as(self, principal: str, *, request_id: str | None = None) -> Iterator[None]:
+    def acting_as(self, principal: str, *, request_id: str | None = None) -> contextlib.AbstractContextManager[None]:
         """Within the `with`, what this task asks of the kernel is recorded as this principal's, and for that call."""
-        caller = args.text("principal", principal), args.optional_text("request_id", request_id)
-        token = CALLER.set(caller)
-        try:
-            yield
-        finally:
-            CALLER.reset(token)
+        return _ActingAs((args.text("principal", principal), args.optional_text("request_id", request_id)))
 
     @property
     def id(self) -> str:

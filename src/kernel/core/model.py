@@ -262,6 +262,10 @@ class Overrides(Struct, frozen=True, kw_only=True):
     max_checkpoints: int | None = None
 
 
+NO_OVERRIDES: Final = Overrides()
+"""Of a submit that changes nothing."""
+
+
 class ResourceState(StrEnum):
     """Whether a queue takes submits, or an environment placements."""
 

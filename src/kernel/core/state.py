@@ -321,7 +321,7 @@ class EnvironmentRow:
 class DefinitionRow:
     """One revision of a job definition."""
 
-    __slots__ = ("active", "body", "created_ms", "name", "revision")
+    __slots__ = ("active", "body", "created_ms", "name", "plain", "revision")
 
     def __init__(self, name: str, revision: int, body: DefinitionBody, created_ms: int) -> None:
         self.name = name
@@ -329,6 +329,8 @@ class DefinitionRow:
         self.body = body
         self.created_ms = created_ms
         self.active = True
+        self.plain: JobSpec | None = None
+        """What a job runs that changes nothing of it, once there has been one: all of those share it."""
 
 
 class NameRow:

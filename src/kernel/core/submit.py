@@ -11,7 +11,18 @@ from .errors import Conflict, InvalidValue, NotFound, QuotaExceeded
 from .events import JobSubmitted
 from .indexes import in_words, keep, place_of
 from .inputs import DependencyRequest, SubmitJob
-from .model import PLAIN, DefinitionBody, Dependency, DependencyType, JobSpec, On, ResourceState, ResourceStatus
+from .model import (
+    NO_OVERRIDES,
+    PLAIN,
+    DefinitionBody,
+    Dependency,
+    DependencyType,
+    JobSpec,
+    On,
+    Overrides,
+    ResourceState,
+    ResourceStatus,
+)
 from .state import DefinitionRow, JobRow, KernelState, QueueRow
 
 REVISION_DIGITS_MAX = 9
@@ -87,19 +98,27 @@ def _check_array_only(request: SubmitJob, spec: JobSpec) -> None:
 
 
 def _spec(state: KernelState, request: SubmitJob) -> JobSpec:
-    check_body(request.overrides, state.quotas)
-    if request.definition is None:
+    row = None if request.definition is None else find_definition(state, request.definition)
+    if row is None or request.overrides is not NO_OVERRIDES:
+        return _merged(state, row, request.overrides)
+    if row.plain is None:
+        row.plain = _merged(state, row, NO_OVERRIDES)
+    return row.plain
+
+
+def _merged(state: KernelState, row: DefinitionRow | None, overrides: Overrides) -> JobSpec:
+    check_body(overrides, state.quotas)
+    if row is None:
         body, label = DefinitionBody(tags={}), None
     else:
-        row = find_definition(state, request.definition)
         body, label = row.body, f"{row.name}:{row.revision}"
-    spec = merge(body, request.overrides, label)
+    spec = merge(body, overrides, label)
     if spec.container is not None:
         check_whole(spec.container, spec.memory_mib)
     elif not spec.command and spec.script is None:
         raise InvalidValue("command", [], "a job has a command, a script or an image, its own or its definition's")
     check_tags(spec.tags, state.quotas)
-    size = len(msgspec.msgpack.encode(structs.replace(request.overrides, script=None, metadata={})))
+    size = len(msgspec.msgpack.encode(structs.replace(overrides, script=None, metadata={})))
     if size > state.quotas.submit_bytes_max:
         allowed = (
             f"a submit has at most {state.quotas.submit_bytes_max} bytes beside its script (quota submit_bytes_max)"

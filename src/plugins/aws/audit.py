@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
-from uuid import uuid4
 
 import msgspec
 
 from .call import Call
 from .errors import ApiError
+from .request_ids import request_id
 
 FRONT_END: Final = "aws"
 READS: Final = ("Describe", "List", "Get", "Filter")
@@ -44,7 +44,7 @@ def cloudtrail(call: Call, error: ApiError | None, body: Any) -> dict[str, Any]:
         "requestParameters": _parameters(call.given),
         "responseElements": None if read_only or error is not None else _elements(body),
         "requestID": call.request_id,
-        "eventID": str(uuid4()),
+        "eventID": request_id(),
         "readOnly": read_only,
         "eventType": "AwsApiCall",
         "managementEvent": True,

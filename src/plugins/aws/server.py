@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote
@@ -28,6 +27,7 @@ from .call import Call
 from .errors import ApiError, refused, translate, unsupported
 from .identity import Identity, Principal
 from .operations import POSTED, TAG_OPERATIONS, TAGS_PATH, TARGETS, Operation
+from .request_ids import request_id
 from .roles import CREDENTIALS_PATH, JobRoles
 from .settings import DEFAULT_REGION, READ_S_MAX
 from .sigv4 import invalid
@@ -87,7 +87,7 @@ class Server:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
         settings = self._api.settings
-        call = Call(Place(settings.account, settings.region or DEFAULT_REGION), str(uuid.uuid4()), ignored=[])
+        call = Call(Place(settings.account, settings.region or DEFAULT_REGION), request_id(), ignored=[])
         call.remote, call.secure = request.remote or "", request.secure
         response, error, body = await self._outcome(call, request)
         await self._record(call, error, body)

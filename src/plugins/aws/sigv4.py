@@ -22,6 +22,8 @@ WINDOW_S: Final = 300.0
 """How far a request's time may be from ours, as on AWS."""
 _CREDENTIAL: Final = re.compile(r"(?P<key>[^/,\s]{1,128})/(?P<date>[0-9]{8})/(?P<region>[a-z0-9-]{1,64})"
                                 r"/(?P<service>[a-z0-9-]{1,64})/aws4_request")  # fmt: skip
+_SIGNATURE_BEGINS: Final = "Signature="
+_SIGNATURE: Final = re.compile(r"[0-9a-f]{64}")
 _SPACES: Final = re.compile(r" +")
 _TIME: Final = "%Y%m%dT%H%M%SZ"
 NOT_MATCHING: Final = (
@@ -49,19 +51,28 @@ def parse_authorization(header: str | None) -> Authorization:
     """
     if not header:
         raise denied("Missing Authentication Token", "MissingAuthenticationTokenException")
-    algorithm, _, rest = header.strip().partition(" ")
-    parts = dict(part.strip().partition("=")[::2] for part in rest.split(","))
-    credential = _CREDENTIAL.fullmatch(parts.get("Credential", ""))
-    signed = tuple(parts.get("SignedHeaders", "").split(";"))
-    signature = parts.get("Signature", "")
-    if algorithm != ALGORITHM or credential is None or signed == ("",) or not re.fullmatch(r"[0-9a-f]{64}", signature):
+    before, found, after = header.partition(_SIGNATURE_BEGINS)
+    signature, comma, rest = after.partition(",")
+    signature = signature.rstrip()
+    unsigned = _unsigned(f"{before}{rest}" if comma else before)
+    if not found or unsigned is None or not _SIGNATURE.fullmatch(signature):
         raise denied(
             f"Authorization header requires {ALGORITHM} with 'Credential', 'SignedHeaders' and 'Signature' parameters.",
             "IncompleteSignatureException",
         )
-    return Authorization(
-        credential["key"], credential["date"], credential["region"], credential["service"], signed, signature
-    )
+    return unsigned._replace(signature=signature)
+
+
+@lru_cache(maxsize=256)
+def _unsigned(header: str) -> Authorization | None:
+    """What the header says but for the signature: the same in all of a client's calls of a day."""
+    algorithm, _, rest = header.strip().partition(" ")
+    parts = dict(part.strip().partition("=")[::2] for part in rest.split(","))
+    credential = _CREDENTIAL.fullmatch(parts.get("Credential", ""))
+    signed = tuple(parts.get("SignedHeaders", "").split(";"))
+    if algorithm != ALGORITHM or credential is None or signed == ("",):
+        return None
+    return Authorization(credential["key"], credential["date"], credential["region"], credential["service"], signed, "")
 
 
 def check_time(header: str | None, date: str, now: datetime) -> str:
@@ -124,13 +135,13 @@ def check_signature(
     """
     signed = authorization.signed
     unsigned = [name for name in headers if name.startswith("x-amz-") and name not in signed]
-    if "host" not in signed or list(signed) != sorted(set(signed)) or unsigned:
+    if unsigned or "host" not in signed or not _is_in_order(signed):
         # Also x-amz-target, which says what is asked for.
         raise invalid("'Host' and all 'x-amz-*' headers must be in 'SignedHeaders' in the AWS Signature.")
     payload = hashlib.sha256(body).hexdigest()
     if headers.get("x-amz-content-sha256", payload) != payload:
         raise invalid("The value of x-amz-content-sha256 does not match the body")
-    lines = "".join(f"{name}:{_SPACES.sub(' ', headers.get(name, '').strip())}\n" for name in signed)
+    lines = "".join([f"{name}:{_trimmed(headers.get(name, ''))}\n" for name in signed])
     canonical = "\n".join(
         (method, canonical_path(path), canonical_query(query), lines, ";".join(signed), payload)
     )  # fmt: skip
@@ -139,6 +150,18 @@ def check_signature(
     key = signing_key(secret, authorization.date, authorization.region, authorization.service)
     if not hmac.compare_digest(hmac.new(key, text.encode(), "sha256").hexdigest(), authorization.signature):
         raise invalid(NOT_MATCHING)
+
+
+@lru_cache(maxsize=64)
+def _is_in_order(signed: tuple[str, ...]) -> bool:
+    """Sorted, and each once."""
+    return list(signed) == sorted(set(signed))
+
+
+def _trimmed(value: str) -> str:
+    """A header's value as it is signed: no spaces around it, and one where there are several."""
+    value = value.strip()
+    return _SPACES.sub(" ", value) if "  " in value else value
 
 
 @lru_cache(maxsize=1024)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from anybatch import SEQUENTIAL, InvalidValue, NotFound, QueueDetail, n_to_n
+from msgspec import to_builtins
 
 from .api import Api
 from .arns import JOB_ID, job_id, resource_name
@@ -70,16 +71,11 @@ async def submit_job(api: Api, call: Call, request: SubmitJobRequest) -> dict[st
     _check_scheduling(request)
     _check_amounts(container, override, definition, strict=strict)
     check_retry(request.retryStrategy)
-    for member in ("propagateTags",):
-        if getattr(request, member):
-            call.ignores(member)
+    if request.propagateTags:
+        call.ignores("propagateTags")
     if request.containerOverrides is not None and request.containerOverrides.instanceType is not None:
         call.ignores("containerOverrides.instanceType")
-    kept = {
-        name: value
-        for name, value in request.plain().items()
-        if name in ("containerOverrides", "ecsPropertiesOverride", "propagateTags")
-    }
+    kept = _kept(request)
     array = request.arrayProperties
     if strict and array is not None and array.size is not None and array.size < ARRAY_SIZE_MIN:
         raise refused(f"Array size must be between {ARRAY_SIZE_MIN} and 10000")
@@ -89,17 +85,23 @@ async def submit_job(api: Api, call: Call, request: SubmitJobRequest) -> dict[st
             queue=queue.name,
             definition=definition.detail.reference,
             array_size=None if array is None else array.size,
-            depends_on=[_dependency(entry) for entry in _dependencies(request)],
+            depends_on=[_dependency(entry) for entry in _dependencies(request)] if request.dependsOn else None,
             parameters=request.parameters,
             retry=kernel_retry(request.retryStrategy),
             timeout=check_timeout(request.timeout, strict=strict),
-            tags=check_tags(request.tags),
+            tags=check_tags(request.tags) if request.tags else None,
             metadata={"aws": kept} if kept else None,
             **extra,
         )
     except InvalidValue as e:
         raise await _not_honoured(api, e) from e
     return {"jobArn": call.place.arn("job", job.id), "jobName": job.name, "jobId": job.id}
+
+
+def _kept(request: SubmitJobRequest) -> dict[str, Any]:
+    """What is kept with the job, to describe it as it was asked for."""
+    given = {name: getattr(request, name) for name in ("containerOverrides", "ecsPropertiesOverride", "propagateTags")}
+    return {name: to_builtins(value) for name, value in given.items() if value is not None}
 
 
 async def _not_honoured(api: Api, error: InvalidValue) -> Exception:
@@ -115,7 +117,7 @@ async def _not_honoured(api: Api, error: InvalidValue) -> Exception:
 
 async def _queue(api: Api, name: str) -> QueueDetail:
     try:
-        return (await api.kernel.describe_job_queues([name]))[0]
+        return (await api.kernel.describe_job_queues((name,)))[0]
     except NotFound:
         raise refused(f"JobQueue {name[:200]} not found.") from None
 

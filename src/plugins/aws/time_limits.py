@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Final
-from uuid import uuid4
 
 import structlog
 from anybatch import Conflict, JobDetail, Kernel, KernelClosed, NotFound
@@ -18,6 +17,7 @@ from anybatch.kernel.clock import SystemClock
 from .blocked import Blocked
 from .call import aws_metadata, to_ms
 from .changes import Changes
+from .request_ids import request_id
 
 log = structlog.stdlib.get_logger("anybatch.aws")
 
@@ -95,7 +95,7 @@ class TimeLimits:
     async def _cancel(self, job: JobDetail, reason: str) -> None:
         """The job; of a child the array, for its other children are blocked as it is."""
         try:
-            with self._kernel.acting_as(PRINCIPAL, request_id=str(uuid4())):
+            with self._kernel.acting_as(PRINCIPAL, request_id=request_id()):
                 await self._kernel.cancel_job(job.id.partition(":")[0], TEXT + reason)
         except (NotFound, Conflict):  # it has gone or begun in the meantime
             pass
