@@ -203,7 +203,7 @@ def json_object(field: str, value: object) -> bytes:
 
 def names(field: str, value: object) -> tuple[str, ...]:
     """A sequence of str."""
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+    if not isinstance(value, (tuple, list)) and (isinstance(value, (str, bytes)) or not isinstance(value, Sequence)):
         raise InvalidValue(field, value, "it is a list of names")
     return tuple([text(f"{field}[{n}]", entry) for n, entry in enumerate(value)])
 

@@ -29,7 +29,7 @@ from .identity import Identity, Principal
 from .operations import POSTED, TAG_OPERATIONS, TAGS_PATH, TARGETS, Operation
 from .request_ids import request_id
 from .roles import CREDENTIALS_PATH, JobRoles
-from .settings import DEFAULT_REGION, READ_S_MAX
+from .settings import BODY_BYTES_MAX, DEFAULT_REGION, READ_S_MAX
 from .sigv4 import invalid
 
 log = structlog.stdlib.get_logger("anybatch.aws")
@@ -207,9 +207,12 @@ class Server:
 
 
 async def _read(request: web.BaseRequest) -> bytes:
-    """The body. Most have arrived with their headers, and need no timer."""
+    """The body. Most have arrived with their headers, and need no waiting."""
     if request.content.is_eof():
-        return await request.read()
+        body = request.content.read_nowait()
+        if len(body) > BODY_BYTES_MAX:
+            raise web.HTTPRequestEntityTooLarge(BODY_BYTES_MAX)
+        return body
     try:
         async with asyncio.timeout(READ_S_MAX):
             return await request.read()

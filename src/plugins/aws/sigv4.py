@@ -60,7 +60,7 @@ def parse_authorization(header: str | None) -> Authorization:
             f"Authorization header requires {ALGORITHM} with 'Credential', 'SignedHeaders' and 'Signature' parameters.",
             "IncompleteSignatureException",
         )
-    return unsigned._replace(signature=signature)
+    return Authorization(*unsigned[:-1], signature)
 
 
 @lru_cache(maxsize=256)
