@@ -17,7 +17,7 @@ FILES = sorted(path for path in SRC.rglob("*.py"))
 
 PURE = {
     "__future__", "array", "bisect", "collections", "collections.abc", "dataclasses", "enum", "fnmatch",
-    "functools", "heapq", "itertools", "math", "msgspec", "operator", "re", "typing",
+    "functools", "heapq", "itertools", "math", "msgspec", "operator", "re", "types", "typing",
 }  # fmt: skip
 """What the core may import: nothing that reads a clock, a file, a network, randomness or the environment."""
 
