@@ -105,11 +105,13 @@ class ProtocolError(Exception):
 # ---- the machine ----
 
 
-def boot_id() -> str:
+def boot_id() -> Dict[str, Any]:
     """Names this boot of the machine, and in it the container (process ids mean something within one only)."""
+    found = {"boot": "unknown", "first_began": 0}  # a container's number comes again, its first process began later
     with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
-        return "%s %s" % (file.read().strip(), os.readlink("/proc/self/ns/pid"))
-    return "unknown"
+        found["boot"] = "%s %s" % (file.read().strip(), os.readlink("/proc/self/ns/pid"))
+        found["first_began"] = int(process_stat(1)[19])
+    return found
 
 
 def process_name(pid: int) -> Optional[str]:
@@ -254,10 +256,9 @@ class Trouble:
 class Spool:
     """An append-only file of JSON lines that a killed agent's successor reads.
 
-    Lines: `spool` (first: boot, settled, seq), `intent` (about to be spawned: kernel, runs, at in uptime_ms, outs),
-    the reports as they were sent, `ack`, `settled`, `reaper` (pid: who gets the agent's orphans), `places` (logs,
-    memory cgroups). A torn last line is dropped: nothing was done on its word. Nothing is synced: a machine that goes
-    down takes its attempts with it.
+    Lines: `spool` (first: boot, first_began, settled, seq), `intent` (about to be spawned: kernel, runs, at in
+    uptime_ms, outs), reports as sent, `ack`, `settled`, `reaper` (pid: who gets orphans), `places` (logs, memory
+    cgroups). A torn line is dropped: nothing was done on its word. Nothing is synced: attempts end with a machine.
     """
 
     def __init__(self, path: str) -> None:
@@ -984,7 +985,7 @@ class Agent:
         """
         records, damaged = self.spool.read()
         head = records[0] if records and records[0]["t"] == "spool" else {}
-        same_boot = head.get("boot", self.boot) == self.boot
+        same_boot = all(head.get(name, value) == value for name, value in self.boot.items())
         live: Dict[Key, Attempt] = {}
         try:
             self.seq = int(head.get("seq", 0))
@@ -1227,7 +1228,7 @@ class Agent:
 
     def on_hello(self, connection: Connection, message: Dict[str, Any]) -> None:
         modes = [CGROUP] * bool(self.groups.version) + [WATCH] * (self.children_fd >= 0) + [NOT_ENFORCED]
-        about: Dict[str, Any] = {"t": "hello", "protocol": PROTOCOL, "build": self.build, "boot": self.boot}
+        about: Dict[str, Any] = {"t": "hello", "protocol": PROTOCOL, "build": self.build, "boot": self.boot["boot"]}
         about.update(instance=self.instance, pid=os.getpid(), now_ms=self.now_ms())
         connection.send(encode(dict(about, memory=modes, memory_where=self.groups.where)))
         if message["protocol"][0] != PROTOCOL[0]:
@@ -1782,7 +1783,7 @@ class Agent:
             self._land(ALL)
         if self.new_exited:
             self._flush()
-        lines = [encode({"t": "spool", "version": 1, "boot": self.boot, "settled": self.settled, "seq": self.seq})]
+        lines = [encode({"t": "spool", "version": 1, **self.boot, "settled": self.settled, "seq": self.seq})]
         lines.extend(encode({"t": "reaper", "pid": pid}) for pid in self.reapers)
         lines.append(self._places())
         running = [one for one in self.attempts.values() if one.state in (RUNNING, ENDING)]

@@ -130,7 +130,7 @@ class Host:
 
 
 def spool_lines(*records: dict[str, Any], boot: str | None = None) -> str:
-    head = {"t": "spool", "version": 1, "boot": boot or agent_module.boot_id(), "settled": True, "seq": 0}
+    head = {"t": "spool", "version": 1, "boot": boot or agent_module.boot_id()["boot"], "settled": True, "seq": 0}
     return "".join(json.dumps(record) + "\n" for record in (head, *records))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from anybatch.kernel.backend import log_path
 from anybatch.kernel.core.errors import BackendError
 from process_rig import (
     DEADLINE_S,
+    JOB,
     Recorder,
     Rig,
     agent_pid,
@@ -192,6 +194,37 @@ async def test_a_container_takes_its_agent_and_attempts_with_it_and_the_next_ker
     assert context.reasons[key(0)] == agent_module.RESTARTED
     assert [await output(backend, key(index)) for index in (0, 1)] == [b"said\n"] * 2
     assert log_path(context.logs_dir, key(0)).exists()
+
+
+def test_a_container_in_an_older_ones_namespace_number_is_another() -> None:
+    """The kernel gives the number out again soon."""
+    if subprocess.run([*CONTAINER, "true"], check=False, capture_output=True).returncode != 0:
+        pytest.skip(NEEDS_NAMESPACE)
+    program = f"import runpy; print(runpy.run_path({agent_module.__file__!r})['boot_id']())"
+    command = [*CONTAINER, sys.executable, "-ISc", program]
+    found = [subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout for _ in range(12)]
+    assert len(set(found)) == len(found)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("began", "reason"),
+    [(None, "the agent was killed"), (0, "the agent was killed"), (1, agent_module.RESTARTED)],
+    ids=["of an earlier agent", "of this boot", "of an earlier container"],
+)
+async def test_a_spool_is_of_this_boot_if_the_first_process_is_the_same(
+    rig: Rig, began: int | None, reason: str
+) -> None:
+    context = Recorder(rig.root)
+    boot = agent_module.boot_id()
+    boot["first_began"] += began or 0
+    if began is None:
+        del boot["first_began"]
+    head = {"t": "spool", "version": 1, **boot, "settled": True, "seq": 0}
+    intent = {"t": "intent", "kernel": "k1", "runs": [[JOB, 1, [0]]]}
+    (context.state_dir / "spool").write_text(f"{json.dumps(head)}\n{json.dumps(intent)}\n")
+    await rig.open([launch(shell("exit 2"))], context)
+    assert context.reasons == {key(): reason}
 
 
 @pytest.mark.asyncio
