@@ -2,7 +2,7 @@
 """Sets up this checkout and runs things in it, with nothing but Python 3.11+ and pip or venv.
 
     python3 dev.py example            run the example pipeline
-    python3 dev.py test [ARG ...]     run every check; ARGs go to pytest
+    python3 dev.py test [ARG ...]     run every check; ARGs go to pytest, which without any runs in two processes
     python3 dev.py lint               run the static checks alone
     python3 dev.py setup              only make .venv
     python3 dev.py lock [ARG ...]     make requirements/*.lock again; ARGs go to uv (e.g. --upgrade)
@@ -33,6 +33,7 @@ LOCKS = {  # level -> what it installs
     "run": ("requirements/run.lock", "requirements/build.lock"),
     "dev": ("requirements/dev.lock",),
 }
+WHOLE = ("-n", "2", "--dist", "loadfile")  # pytest-xdist: two processes, and each file of tests in one of them
 PROBE = "import sys; print('%d.%d' % sys.version_info[:2])"
 
 
@@ -240,16 +241,21 @@ def failing_checks(venv: Path) -> List[str]:
 
 def run(venv: Path, name: str, command: List[str]) -> int:
     say(name)
-    return subprocess.call([str(venv / "bin" / command[0]), *command[1:]], cwd=str(ROOT))
+    environment = dict(os.environ)
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # tests start Python so often that it would take twice as long
+    return subprocess.call([str(venv / "bin" / command[0]), *command[1:]], cwd=str(ROOT), env=environment)
 
 
 def test(arguments: List[str]) -> int:
-    """Run the static checks, then pytest. Pytest comes last, and its last line is its count."""
+    """Run the static checks, then pytest: the whole of it in two processes, or with `arguments` as they say.
+
+    Pytest comes last, and its last line is its count.
+    """
     venv = setup("dev")
     failing = failing_checks(venv)
     if failing:
         say(f"FAILED so far: {', '.join(failing)}")
-    code = run(venv, "pytest", ["pytest", *arguments])
+    code = run(venv, "pytest", ["pytest", *(arguments or WHOLE)])
     if failing:
         say(f"FAILED before pytest: {', '.join(failing)}")
     return code or (1 if failing else 0)

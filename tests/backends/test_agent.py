@@ -391,7 +391,7 @@ def test_a_child_that_hides_its_attempt_is_ended_with_the_last_one(host: Host) -
 # ---- nobody else is signalled, nothing else removed ----
 
 
-@pytest.mark.parametrize("pid", [-1, 0, 1, -7, os.getpid()])
+@pytest.mark.parametrize("pid", [-1, 0, 1, -7, pytest.param(os.getpid(), id="own")])
 def test_no_signal_goes_to_everybody_or_init_or_itself(pid: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*what: int) -> None:
         raise AssertionError(what)
@@ -421,7 +421,9 @@ def test_a_process_that_took_over_a_number_is_not_signalled() -> None:
     agent_module.send_signal(pid, signal.SIGKILL, born)
 
 
-@pytest.mark.parametrize("pid", [None, -1, 0, 1, os.getpid(), os.getppid()])
+@pytest.mark.parametrize(
+    "pid", [None, -1, 0, 1, pytest.param(os.getpid(), id="own"), pytest.param(os.getppid(), id="parent")]
+)
 def test_a_spool_that_names_odd_processes_harms_nobody(host: Host, pid: int | None) -> None:
     """None: an intent whose attempt was never recorded as started. (Run in a container of its own while in doubt.)"""
     at = agent_module.uptime_ms()

@@ -305,13 +305,13 @@ def test_of_several_kernels_one_has_to_be_named(
     serve: Serve,
 ) -> None:
     config = ("--config", "anybatch.toml", "--on-close", "stop")
-    with serve(*config), serve(*config, "--journal", "other.db"):
+    with serve(*config), serve(*config, "--journal", "other.db", "--socket", "s"):
         quick("submit", "--name", "here", "--wait", "--", "true").expect(0)
         quick("submit", "--journal", "other.db", "--name", "there", "--wait", "--", "true").expect(0)
         assert "here" in quick("ps").out
         quick.environment["ANYBATCH_JOURNAL"] = str(quick.folder / "other.db")
         assert "there" in quick("ps").out
-        assert "there" in quick("ps", "--journal", "other.db.d/control.sock").out
+        assert "there" in quick("ps", "--journal", "s").out
         del quick.environment["ANYBATCH_JOURNAL"]
         with quick.running("run", "--", "sleep", "60") as run:
             until(lambda: quick("ps").status == 3)
