@@ -72,7 +72,7 @@ class Far(asyncssh.SSHClientSession[bytes]):
         self._link: Link | None = None
         self._stream: asyncssh.stream.SSHClientStreamSession[bytes] | None = None
         self._channel: asyncssh.SSHClientChannel[bytes] | None = None
-        self._closed = False
+        self._closed = self._closed_by_us = False
         self._error: Exception | None = None
         self._lock = asyncio.Lock()
 
@@ -154,9 +154,11 @@ class Far(asyncssh.SSHClientSession[bytes]):
         return self._closed
 
     def _write(self, data: bytes) -> None:
-        if self._channel is None or self._closed or self._channel.is_closing():
+        """Send it. Nothing is sent to what has ended there: reading on tells why."""
+        if self._channel is None or self._closed_by_us:
             raise ConnectionError("the channel is closed")
-        self._channel.write(data)
+        if not self._closed and not self._channel.is_closing():
+            self._channel.write(data)
 
     async def ask(self, asked: dict[str, Any], body: bytes = b"") -> tuple[dict[str, Any], bytes]:
         """A request, and its answer with the bytes that it announces. One at a time.
@@ -252,6 +254,7 @@ class Far(asyncssh.SSHClientSession[bytes]):
 
     def close(self) -> None:
         """Close the channel; what has been written is sent before."""
+        self._closed_by_us = True
         if self._channel is not None:
             self._channel.close()
 

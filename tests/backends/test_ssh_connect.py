@@ -10,8 +10,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from allowed_skips import NEEDS_OLD_PYTHON
+from anybatch.backends._ssh_channel import Far
+from anybatch.backends._ssh_connect import connect
 from anybatch.backends._ssh_host import AGENT, AGENT_SHA
 from anybatch.backends._ssh_options import HostSpec, SshOptions, host_specs
 from anybatch.backends.ssh import SshBackend
@@ -24,8 +27,6 @@ OLD_PYTHONS = sorted(Path.home().glob(".pyenv/versions/3.8.*/bin/python3.8"))
 
 
 def specs(registered: dict[str, Any] | None = None, **options: Any) -> dict[str, HostSpec]:
-    import msgspec
-
     return host_specs(msgspec.convert({"ssh_config": "none", **options}, SshOptions), registered or {})
 
 
@@ -273,14 +274,29 @@ async def test_the_oldest_python_that_is_promised_will_do(lab: Lab, bench: Bench
     assert facts.python.startswith("3.8.")
 
 
-async def test_a_login_shell_that_runs_nothing_is_said_with_what_it_says(lab: Lab, bench: Bench) -> None:
+def start_refusing(lab: Lab) -> None:
     refuses = lab.folder / "shell"
     refuses.write_text("#!/bin/sh\necho This account is not available.\nexit 1\n")
     refuses.chmod(0o755)
     lab.machine("host", shell=str(refuses))
+
+
+async def test_a_login_shell_that_runs_nothing_is_said_with_what_it_says(lab: Lab, bench: Bench) -> None:
+    start_refusing(lab)
     why = await paused(bench)
     assert "the login shell or our program has ended" in why
     assert "This account is not available." in why
+
+
+async def test_a_login_shell_that_had_ended_before_anything_was_sent_is_said_too(lab: Lab) -> None:
+    start_refusing(lab)
+    options = msgspec.convert(lab.options(), SshOptions)
+    async with await connect(host_specs(options, {})["host"], options) as connection:
+        far = await Far.open(connection, options.path, None)
+        while not far.is_closed:
+            await asyncio.sleep(0.01)
+        with pytest.raises(ConnectionError, match="shell or our program has ended .*This account is not available"):
+            await far.ask({})
 
 
 async def test_capacity_is_probed_unless_it_is_given(lab: Lab, bench: Bench) -> None:
