@@ -197,14 +197,14 @@ class Held:
         self.arrived = threading.Event()
         self._served = served
         self._gate: asyncio.Event = served.run(self._make())
-        describe = type(served.kernel).describe_job_queues
+        describe = type(served.kernel).describe_compute_environments
 
         async def held(kernel: Any, *arguments: Any) -> Any:
             self.arrived.set()
             await self._gate.wait()
             return await describe(kernel, *arguments)
 
-        monkeypatch.setattr(type(served.kernel), "describe_job_queues", held)
+        monkeypatch.setattr(type(served.kernel), "describe_compute_environments", held)
 
     async def _make(self) -> asyncio.Event:
         return asyncio.Event()
@@ -226,7 +226,7 @@ class Asking(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.answer = self.client.describe_job_queues()
+            self.answer = self.client.describe_compute_environments()
         except botocore.exceptions.BotoCoreError as e:
             self.answer = e
 
@@ -254,7 +254,7 @@ def test_a_call_that_is_being_answered_when_it_closes_is_finished_and_new_ones_a
         assert not closing.done()
         held.let_go()
         asking.join(UNTIL_S)
-        assert asking.answer["jobQueues"][0]["jobQueueName"] == "q"
+        assert asking.answer["computeEnvironments"][0]["computeEnvironmentName"] == "q"
         closing.result(UNTIL_S)
 
 

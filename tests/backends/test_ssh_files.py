@@ -26,8 +26,11 @@ async def ended(context: RecordingContext, *keys: Any) -> None:
 
 def on_host(lab: Lab, what: str) -> list[Path]:
     """The folders or files of this kind on the hosts, wherever their state is; none of the agent's own."""
-    found = (lab.folder / "far").glob(f"kit/*/{what}")
-    return [path for path in found if not path.name.startswith(".")]
+    while True:
+        try:
+            return [path for path in (lab.folder / "far").glob(f"kit/*/{what}") if not path.name.startswith(".")]
+        except FileNotFoundError:  # a folder has gone while it was read
+            continue
 
 
 async def test_a_script_is_shipped(lab: Lab, bench: Bench) -> None:
