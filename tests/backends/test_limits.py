@@ -228,7 +228,7 @@ held.write(b"x" * (60 << 20))
 children = [os.fork() for _ in range(3)]
 sum(held[::4096]); time.sleep(1.0)
 """
-    await backend.launch([launch(python(text, memory_mib=110))])
+    await backend.launch([launch(python(text, memory_mib=300))])  # eight processes; looked at while they fork: 163 MiB
     await until(lambda: context.ends)
 
     assert context.ends == {key(): 0}

@@ -129,6 +129,9 @@ async def test_an_attempt_that_waits_for_its_files_can_be_stopped(
     assert backend._hosts["host"].holds(key(1))
 
 
+@pytest.mark.filterwarnings(
+    r"ignore:unclosed file.*\.anybatch-:ResourceWarning"
+)  # asyncssh leaves them to the collector
 async def test_a_lost_connection_while_files_are_sent_or_fetched_loses_nothing(lab: Lab, bench: Bench) -> None:
     host = lab.machine("host")
     work = lab.folder / "work"
