@@ -63,6 +63,17 @@ class Cli:
         path.chmod(mode)
         return name
 
+    def install(self, name: str, version: str, entry_points: str, **modules: str) -> None:
+        """Install a distribution of these entry points and modules for the commands that follow."""
+        site = self.folder / "site"
+        info = site / f"{name}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(entry_points)
+        for module, text in modules.items():
+            (site / f"{module}.py").write_text(text)
+        self.environment["PYTHONPATH"] = os.pathsep.join([str(site), self.environment.get("PYTHONPATH", "")])
+
     def popen(self, *arguments: str, **changes: Any) -> subprocess.Popen[str]:
         options: dict[str, Any] = {
             "cwd": self.folder,

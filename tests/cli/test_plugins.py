@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,14 +18,10 @@ mailer = mailer:Sink
 
 def broken(cli: Cli) -> None:
     """Install a distribution whose plugins fail in different ways."""
-    site = cli.folder / "site"
-    info = site / "brittle-3.1.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: brittle\nVersion: 3.1\n")
-    (info / "entry_points.txt").write_text(ENTRY_POINTS)
-    (site / "old_backend.py").write_text("class Backend:\n    api_version = 0\n")
-    (site / "mailer.py").write_text("raise RuntimeError('no mail\\x1b[31m today')\n")
-    cli.environment["PYTHONPATH"] = os.pathsep.join([str(site), cli.environment.get("PYTHONPATH", "")])
+    old = "class Backend:\n    api_version = 0\n"
+    cli.install(
+        "brittle", "3.1", ENTRY_POINTS, old_backend=old, mailer="raise RuntimeError('no mail\\x1b[31m today')\n"
+    )
 
 
 def test_what_is_installed(cli: Cli) -> None:

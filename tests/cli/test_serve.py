@@ -180,15 +180,9 @@ gone = no_such_module_anywhere:FrontEnd
 
 def with_front_ends(quick: Quick) -> None:
     """Install a distribution with front ends, most of them broken."""
-    site = quick.folder / "site"
-    info = site / "greeting-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: greeting\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(FRONT_ENDS)
-    (site / "hello_front.py").write_text(HELLO)
     page = (Path(__file__).resolve().parents[2] / "docs" / "serve.md").read_text()
-    (site / "my_package.py").write_text(page.split("```python\n", 1)[1].split("```", 1)[0])
-    quick.environment["PYTHONPATH"] = os.pathsep.join([str(site), quick.environment.get("PYTHONPATH", "")])
+    counter = page.split("```python\n", 1)[1].split("```", 1)[0]
+    quick.install("greeting", "1.0", FRONT_ENDS, hello_front=HELLO, my_package=counter)
 
 
 def test_a_front_end_of_anybodys_is_served_and_what_is_broken_costs_itself_only(quick: Quick, serve: Serve) -> None:
