@@ -152,6 +152,15 @@ class ResourceCalls(Calls):
             raise NotFound("job definition", reference)
         return definition_detail(row)
 
+    async def resolve_job_definition(self, definition: str) -> str:
+        """As `name:revision`, the revision that a submit with `name` or `name:revision` would take.
+
+        Raises:
+            NotFound: there is none that is ACTIVE.
+        """
+        row = find_definition(self._open.state, args.definition("definition", definition))
+        return f"{row.name}:{row.revision}"
+
     # -- tags -------------------------------------------------------------------------------------
 
     async def tag_resource(

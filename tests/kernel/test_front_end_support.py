@@ -149,4 +149,8 @@ async def test_a_definition_is_found_by_name_and_by_revision() -> None:
         for missing in ("d:4", "e", "e:1"):
             with pytest.raises(NotFound):
                 await kernel.describe_job_definition(missing)
+        assert [await kernel.resolve_job_definition(given) for given in ("d", "d:1")] == ["d:2", "d:1"]
+        for missing in ("d:3", "d:4", "e"):
+            with pytest.raises(NotFound):
+                await kernel.resolve_job_definition(missing)
     assert [str(kind) for kind in anybatch.TaggedKind][1] == "job queue"

@@ -129,13 +129,9 @@ async def _definition(api: Api, given: str) -> Compiled:
     if colon and not (revision.isdecimal() and revision.isascii() and len(revision) <= 9):
         raise refused(f"JobDefinition {given[:200]} not found.")
     try:
-        found = await api.compiled(f"{name}:{int(revision)}" if colon else name)
-        # What is held ready was ACTIVE once.
-        if colon and not (await api.kernel.describe_job_definition(found.detail.reference)).is_active:
-            raise refused(f"JobDefinition name {name} does not exist or is not in ACTIVE status")
-        return found
+        return await api.compiled(await api.kernel.resolve_job_definition(f"{name}:{int(revision)}" if colon else name))
     except NotFound:
-        if given.startswith("arn:"):
+        if given.startswith("arn:") and not (colon and await api.find_compiled(f"{name}:{int(revision)}")):
             raise refused(f"JobDefinition {given[:200]} not found.") from None
         raise refused(f"JobDefinition name {name[:200]} does not exist or is not in ACTIVE status") from None
 
