@@ -25,6 +25,7 @@ import anybatch
 import botocore.auth
 import botocore.awsrequest
 import botocore.credentials
+from anybatch.cli.collector import settle
 from anybatch.plugins.aws import AwsFrontEnd, AwsSettings
 from harness import Figure, figure, folder, main
 
@@ -128,6 +129,7 @@ async def serve(journal: str, auth: bool) -> None:
         async with front_end:
             first = front_end.identity.first if front_end.identity is not None else None
             key, secret = ("none", "none") if first is None else (first.key, first.secret)
+            settle()  # as `anybatch serve` does
             print(json.dumps([front_end.port, key, secret]), flush=True)
             await asyncio.to_thread(sys.stdin.read)
 

@@ -17,6 +17,7 @@ import anybatch
 from anybatch.kernel.front_end import FrontEnd
 from anybatch.kernel.registry import find_front_ends
 
+from .collector import settle
 from .console import Out, plain
 from .journals import serve_journal
 from .output import print_error, say
@@ -140,6 +141,7 @@ class _Service:
                     running = _running(name, front_end, kernel, options, self._journal)
                     for line in await front_ends.enter_async_context(running):
                         say(line)
+            settle()
             say(f"ready: journal {self._journal}, control socket {kernel.control_path}, process {os.getpid()}")
             self._ready()
             failed = await self._until_told(kernel)

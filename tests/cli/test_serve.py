@@ -7,6 +7,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -225,3 +226,14 @@ def test_both_signals_end_it(serve: Serve, number: signal.Signals) -> None:
     with serve() as process:
         process.send_signal(number)
         assert process.wait(60) == 0
+
+
+def test_a_served_kernel_has_the_collector_look_less_often() -> None:
+    code = (
+        "import gc; from anybatch.cli.collector import settle; settle(); "
+        "print(gc.get_freeze_count(), *gc.get_threshold())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    frozen, young, *_ = map(int, done.stdout.split())
+    assert frozen > 1000
+    assert young == 20_000

@@ -98,7 +98,7 @@ class AwsFrontEnd:
     async def __aenter__(self) -> Self:
         roles = JobRoles(self._kernel, self.settings, self.identity)
         api = Api(self._kernel, self.settings)
-        server = Server(api, self.identity, self._hosts, roles)
+        server = Server(api, self.identity, self._hosts, roles, has_tls=self._tls is not None)
         runner = web.ServerRunner(Listener(server.handle), shutdown_timeout=STOP_S_MAX)
         await runner.setup()
         try:

@@ -76,11 +76,14 @@ class Route(NamedTuple):
 class Server:
     """Answers requests. One per front end. `identity` None: every caller may do everything."""
 
-    def __init__(self, api: Api, identity: Identity | None, hosts: frozenset[str], roles: JobRoles) -> None:
+    def __init__(
+        self, api: Api, identity: Identity | None, hosts: frozenset[str], roles: JobRoles, *, has_tls: bool
+    ) -> None:
         self._api = api
         self._roles = roles
         self._identity = identity
         self._hosts = hosts
+        self._has_tls = has_tls
         rate = api.settings.submit_rate
         self._throttle = None if rate is None else Throttle(rate)
 
@@ -88,7 +91,7 @@ class Server:
         """Answer one request."""
         settings = self._api.settings
         call = Call(Place(settings.account, settings.region or DEFAULT_REGION), request_id(), ignored=[])
-        call.remote, call.secure = request.remote or "", request.secure
+        call.remote, call.secure = request.remote or "", self._has_tls and request.secure
         response, error, body = await self._outcome(call, request)
         await self._record(call, error, body)
         return response
