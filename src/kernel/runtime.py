@@ -3,7 +3,9 @@
 A turn takes every input that has arrived, runs each through the core, plans once, commits once, and
 only then lets anything out: launches, stops, replies, notices, events. A turn is synchronous, so nobody
 ever sees a state that is not committed. Replies to requests that change something also wait until the
-log is synced to disk; one sync at a time serves all that have come meanwhile.
+log is synced to disk; one sync at a time serves all that have come meanwhile. Requests that come during
+a sync could be answered only after the next one: unless a report brings about a turn before, they are
+taken together when it ends.
 
 If a commit or a sync fails, or the core has a bug, the runtime stops: every waiter gets the error,
 attempts go on running, and nothing more is answered.
@@ -164,7 +166,8 @@ class Runtime:
             item = structs.replace(item, principal=caller[0], request_id=caller[1])
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._inbox.append((item, future))
-        self._wake()
+        if self._sync_task is None:  # else it brings about a turn when it ends
+            self._wake()
         return await future
 
     def report(self, item: Report | Input) -> None:
@@ -388,10 +391,12 @@ class Runtime:
             self._sync_task = asyncio.get_running_loop().create_task(self._sync())
 
     async def _sync(self) -> None:
-        """Sync until nobody waits: each round serves all that was committed before it began."""
+        """Sync until nobody waits: each round serves all that was committed before it began, and takes what came."""
         try:
             while True:
                 self.synced = max(self.synced, await self.journal.sync())
+                if self._inbox and not self._scheduled:
+                    self._turn()
                 self._sync_waiters = self._serve(self._sync_waiters)
                 self._patient_waiters = self._serve(self._patient_waiters)
                 if not self._sync_waiters:
@@ -400,6 +405,8 @@ class Runtime:
             self.fail(e)
         finally:
             self._sync_task = None
+            if self._inbox:
+                self._wake()
         if self.synced < self.journal.last:
             self._sync_soon()
 
