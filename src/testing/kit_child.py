@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import pickle
 import sys
 from collections.abc import Sequence
@@ -71,9 +72,10 @@ class Holder:
         payload.write_bytes(pickle.dumps(sys.path) + data)
         trouble = rig.folder / "trouble"
         with trouble.open("wb") as errors:
+            # A copy of the environment: threads of this process may change its own while the new one begins with it.
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-c", BOOT, str(payload), stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE, stderr=errors,
+                stdout=asyncio.subprocess.PIPE, stderr=errors, env=dict(os.environ),
             )  # fmt: skip
         assert self._process.stdout is not None
         line = b""
