@@ -293,7 +293,8 @@ class Life:
         for want in wants.values():
             if want["token"] not in self.ids:
                 await self.ask(want)
-        for token in self.rng.sample(sorted(self.ids), min(3, len(self.ids))):
+        asked = sorted(self.ids.keys() & wants.keys())  # meanwhile there are new ones
+        for token in self.rng.sample(asked, min(3, len(asked))):
             await self.ask(wants[token])
         if self.finish and not self.unfinished:
             self.over.set()
