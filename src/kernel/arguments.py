@@ -179,13 +179,12 @@ def metadata(field: str, value: object) -> dict[str, Any]:
     """What somebody keeps with a thing: names mapped to plain values, as JSON has them; None is an empty mapping."""
     if value is None:
         return {}
-    if not isinstance(value, Mapping):
-        raise InvalidValue(field, value, "it maps names to plain values")
+    data = json_object(field, value)
     try:
-        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(dict(value)))
+        plain: dict[str, Any] = msgspec.json.decode(data)
         msgspec.msgpack.encode(plain)
-    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as e:
-        raise InvalidValue(field, dict(value), f"it holds what JSON can: {e}") from e
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as e:
+        raise InvalidValue(field, value, f"it holds what JSON can: {e}") from e
     return plain
 
 

@@ -14,6 +14,12 @@ POOL_BYTES: Final = 4096
 """Fetched from the system at a time: a system call lets other threads have the interpreter, and waits for it again."""
 
 
+def uuid_text(random_bits: int) -> str:
+    """A UUID of version 4, from 128 random bits."""
+    digits = f"{random_bits & _OTHERS | _VERSION_4:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
 class IdSource(Protocol):
     """Makes ids; tests pass one that repeats itself."""
 
@@ -38,5 +44,4 @@ class RandomIds:
             self._random += os.urandom(POOL_BYTES)
         value = int.from_bytes(self._random[-UUID_BYTES:])
         del self._random[-UUID_BYTES:]
-        digits = f"{value & _OTHERS | _VERSION_4:032x}"
-        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+        return uuid_text(value)
